@@ -1,18 +1,37 @@
 # %% [markdown]
 # # 1. A GPT in 100 lines
 #
-# You have seen a GPT built from nothing. Here it is once more, short, because every later chapter takes it apart. New
-# are the words of a physicist: attention as a thermal average, and losses measured against entropies that can be
-# counted.
+# You know backpropagation and linear algebra. This chapter leads from there to a GPT, a short one, because every later
+# chapter takes it apart. It speaks as a physicist does: attention is a thermal average, and losses are measured
+# against entropies that can be counted. Public lectures that go more slowly:
 #
-# Letters: $V$ characters, $d$ dimensions of the *stream* (what flows through the layers), $H$ heads of $h = d/H$
-# dimensions, $L$ layers, $T$ positions, $B$ rows of text that are read at once (the *batch*).
+# - G. Strang, [*Linear Algebra*](https://ocw.mit.edu/courses/18-06sc-linear-algebra-fall-2011/) (MIT 18.06SC);
+# - 3Blue1Brown, [*Neural networks*](https://www.3blue1brown.com/topics/neural-networks): gradients, then transformers;
+# - A. Karpathy, [*Zero to Hero*](https://github.com/karpathy/nn-zero-to-hero): from one derivative to a GPT.
+#
+# Letters: $V$ characters, $d$ dimensions of the *residual stream*, $H$ heads of $h = d/H$ dimensions, $L$ layers, $T$
+# positions, $B$ rows of text that are read at once (the *batch*).
 
 # %% [markdown]
-# ## The text
+# ## From text to a loss
 #
-# Documentation strings of Python's standard library, which every machine has. In lower case and with few signs, so
-# that there is little to learn before it becomes interesting. One character is one token.
+# A *token* is a piece of text with a number, here one character. The numbers have no order that means anything, so the
+# first map is a table. The *embedding* $E$ has one row per token, a vector of $d$ numbers that are learned. Reading
+# row $t$ is $E^\top e_t$ with the unit vector $e_t$: a linear map.
+#
+# These vectors begin the *residual stream* $x$, one vector per position. A layer reads it and adds to it,
+# $x \to x + f(x)$: a step of a motion (chapter 6). Its derivative is $1 + f'$, so gradients come back through the 1,
+# however small $f'$ is. In $f$ stand linear maps, *attention*, through which alone positions meet, and one function of
+# single numbers, $\mathrm{gelu}(z) = z\, \Phi(z)$. It is a gate: $z$ passes with the probability $\Phi(z)$ that
+# Gaussian noise of variance 1 lies below $z$. Without noise it would be $\max(z, 0)$, ReLU.
+#
+# At the end every token gets a score $s_c = E_c \cdot x$, its *logit*. The *softmax* $p_c = e^{s_c} / Z$,
+# $Z = \sum_b e^{s_b}$, is Boltzmann's distribution for energies $-s_c$ at temperature 1, and the loss is $-\log p_c$
+# of the token $c$ that comes next. Backpropagation begins there:
+#
+# $$-\log p_c = \log Z - s_c, \qquad \frac{\partial}{\partial s}(-\log p_c) = p - e_c,$$
+#
+# what the model expected less what came. The cell checks this and $\mathrm{gelu}$.
 
 # %%
 import itertools
@@ -27,6 +46,25 @@ from rigpt_hf.lab import COLOURS, chosen_seed, panels, show
 from rigpt_hf.lab.text import library_text
 
 
+logits, came = torch.linspace(-1, 2, 5, dtype=torch.float64, requires_grad=True), torch.tensor(3)
+(slope,) = torch.autograd.grad(F.cross_entropy(logits, came), logits)
+expected = logits.detach().softmax(0)
+less_came = expected - F.one_hot(came, 5)
+z = torch.linspace(-6, 6, 2001, dtype=torch.float64)
+gate = z * torch.special.ndtr(z)
+exact, by_tanh, relu = (float((f - gate).abs().max()) for f in (F.gelu(z), F.gelu(z, approximate="tanh"), F.relu(z)))
+print(f"gradient less (p - e): {float((slope - less_came).abs().max()):.0e}")
+print(f"z Φ(z) less gelu {exact:.0e}, less GPT-2's formula with tanh {by_tanh:.0e}, less ReLU {relu:.2f}")
+assert torch.allclose(slope, less_came, atol=1e-14) and not torch.allclose(slope, expected, atol=0.1)
+assert exact < 1e-14 < by_tanh < 1e-3 < 0.1 < relu
+
+# %% [markdown]
+# ## The text
+#
+# Documentation strings of Python's standard library, which every machine has. In lower case and with few signs, so
+# that there is little to learn before it becomes interesting. One character is one token.
+
+# %%
 SEED = chosen_seed()
 torch.manual_seed(SEED)
 
@@ -419,11 +457,24 @@ print(f"- It is the library's GPT-2 to {stock:.0e}, with heads between cold and 
 # </details>
 
 # %% [markdown]
-# Solutions 1 and 2 as code: the count, and the permutations of the past with one layer and with two.
+# Solution 1 as code: the count for our model, and for the published GPT-2, whose weights need not exist to be counted.
+
 
 # %%
-d, layers = 48, len(model.blocks)
-assert sum(x.numel() for x in model.parameters()) == layers * (12 * d**2 + 13 * d) + V * d + T * d + 2 * d
+def count(L: int, d: int, V: int, T: int) -> int:
+    return L * (12 * d**2 + 13 * d) + V * d + T * d + 2 * d
+
+
+with torch.device("meta"):
+    published = GPT2LMHeadModel(GPT2Config()).num_parameters()
+ours = sum(parameter.numel() for parameter in model.parameters())
+print(f"{ours:,} parameters here, {published:,} in GPT-2")
+assert (ours, published) == (count(len(model.blocks), 48, V, T), count(12, 768, 50257, 1024))
+
+# %% [markdown]
+# Solution 2 as code: all orders of the past, with one layer and with two.
+
+# %%
 
 
 @torch.no_grad()
@@ -443,9 +494,21 @@ print(f"two layers: {int((two < 1e-12).sum())} order changes nothing, the others
 assert one.max() < 1e-12 < 1e-6 < two[1:].min()
 
 # %% [markdown]
+# Solution 3 as code, for the scores of the thermal average. Occupation numbers are rows of the unit matrix, row $i$
+# with probability $p_i$. The control forgets to subtract their means.
+
+# %%
+hessian = torch.func.hessian(lambda s: s.logsumexp(0))(scores)
+p, occupied = scores.softmax(0), torch.eye(len(scores), dtype=torch.float64)
+covariance = (occupied - p).T @ (p[:, None] * (occupied - p))
+by_covariance, by_square = (float((hessian - other).abs().max()) for other in (covariance, p.diag()))
+print(f"Hessian less covariance {by_covariance:.0e}, less the mean square alone {by_square:.2f}")
+assert by_covariance < 1e-14 < 0.01 < by_square
+
+# %% [markdown]
 # ## Further reading
 #
-# - A. Karpathy, *Neural Networks: Zero to Hero* (videos), and nanoGPT.
+# - A. Karpathy, nanoGPT: the same in one file that trains on a graphics card.
 # - A. Vaswani and others, *Attention Is All You Need*, arXiv 1706.03762.
 # - A. Radford and others, *Language Models are Unsupervised Multitask Learners* (2019): GPT-2.
 # - N. Elhage and others, *A Mathematical Framework for Transformer Circuits* (2021): the stream, and who reads and

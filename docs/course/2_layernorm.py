@@ -134,7 +134,7 @@ print(f"{gpt2.num_parameters():,} parameters, logits {tuple(logits.shape)}")
 # ## The folds
 #
 # The stream is written by *writers* (tokens, positions, the outputs of attention and MLP) and read by *readers*
-# (queries, keys, values, up, the head), each reader behind a LayerNorm.
+# (queries, keys, values, up, the head), each reader after a LayerNorm.
 #
 # *Gain and bias go into the reader.* A reader computes
 # $W\, \mathrm{LN}(x) + b = W \operatorname{diag}(g)\, n(Cx) + W \beta + b$. So $W' = W \operatorname{diag}(g)$ and
@@ -148,7 +148,7 @@ print(f"{gpt2.num_parameters():,} parameters, logits {tuple(logits.shape)}")
 # $W \operatorname{diag}(g)\, C$ reads the same from it as $W \operatorname{diag}(g)$. The code below and the library
 # write the first, so that a reader has no part along $\mathbf 1$, where nothing is to be read.
 #
-# *The table of tokens $E$ is both*: a writer at the beginning, and behind the last norm it is the head. To leave it as
+# *The table of tokens $E$ is both*: a writer at the beginning, and after the last norm it is the head. To leave it as
 # it is, two matrices are put beside it: $U = C$ carries tokens into the stream, and $G = \operatorname{diag}(g_f)\, C$
 # with $b = \beta_f$ carries the result back.
 
@@ -235,9 +235,9 @@ def turn_stock(model: GPT2LMHeadModel, Q: torch.Tensor) -> GPT2LMHeadModel:
 
 rotation = haar(d, generator, special=True)
 angle = so_log(rotation)
-way = torch.linspace(0, 1, 13)
+path = torch.linspace(0, 1, 13)
 errors: dict[str, list[float]] = {"folded by hand": [], "GPT-2 as it is": []}
-for t in way:
+for t in path:
     here = so_exp(t * angle)
     errors["folded by hand"].append(relative(run(turn(mine, here), ids), logits))
     errors["GPT-2 as it is"].append(relative(turn_stock(gpt2, here)(ids).logits, logits))
@@ -250,13 +250,13 @@ print({name: f"{values[-1]:.1e}" for name, values in errors.items()})
 # %%
 figure, (panel,) = panels(1, "Turning the stream: GPT-2 breaks, its invariant form does not", width=6.4)
 for (name, values), marker, colour in zip(errors.items(), "os", COLOURS, strict=False):
-    panel.semilogy(way, [max(value, 1e-17) for value in values], marker + "-", color=colour, label=name)
-panel.set(xlabel="t, share of the way to a random rotation", ylabel="max |Δlogit| / max |logit|", ylim=(1e-17, 30))
+    panel.semilogy(path, [max(value, 1e-17) for value in values], marker + "-", color=colour, label=name)
+panel.set(xlabel="t, share of the path to a random rotation", ylabel="max |Δlogit| / max |logit|", ylim=(1e-17, 30))
 panel.legend(frameon=False, loc="center right")
 show(
     figure,
     "rotation",
-    f"At the end of the way the logits of GPT-2 have changed by {errors['GPT-2 as it is'][-1]:.0%} of the largest, "
+    f"At the end of the path the logits of GPT-2 have changed by {errors['GPT-2 as it is'][-1]:.0%} of the largest, "
     f"those of its invariant form by {errors['folded by hand'][-1]:.0e}, which is rounding.",
 )
 
@@ -369,7 +369,7 @@ assert abs(kept - 1) < 1e-10 and moved < 0.9 and max(in_class[:2]) < 1e-12 and i
 # %% [markdown]
 # A tied head is another matter. `export_model` turns the stream back first, whatever the rotation was, and gives the
 # weights that the unturned model would give. Gains are free there, so it takes powers of two, which round nothing, and
-# by which the weights behind are alike.
+# by which the weights after them are alike.
 
 # %%
 plain = export_model(model, "gpt2")
@@ -438,30 +438,62 @@ print(f"- The stock class runs turned weights if Q fixes the ones ({in_class[0]:
 #
 # 1. RMSNorm is $g \odot n(x)$, without a mean. Which folds remain for Llama? What goes wrong if one centres the
 #    writers all the same?
-# 2. Show that for $\epsilon = 0$ scaling the whole stream by a number changes nothing behind a norm. Why is it still
-#    no gauge symmetry of the network for $\epsilon > 0$?
-# 3. Gains of two layers, ten times larger in one coordinate. Is a direction of the stream then special for the
-#    function?
+# 2. Show that for $\epsilon = 0$ scaling the whole stream by a number changes nothing after a norm. Why is it still
+#    no gauge symmetry of the network for $\epsilon > 0$, and what has to change with the scale to make it one?
+# 3. In two layers let gain and bias of a norm be ten times larger in one coordinate, and the weights that read this
+#    coordinate ten times smaller. Is a direction of the stream special for the function now?
 #
 # <details><summary>Solutions</summary>
 #
 # 1. Only $W' = W \operatorname{diag}(g)$. Centring is wrong: $n(Cx) \ne n(x)$. Readers of an RMSNorm see the mean of
-#    the stream. The check below measures it.
+#    the stream.
 # 2. $n(a x) = a x / |a x| \cdot \sqrt d = n(x)$ for $a > 0$. With $\epsilon$,
-#    $n(ax) = x / \sqrt{|x|^2/d + \epsilon/a^2}$: the same as changing $\epsilon$.
-# 3. Not by the gains: they are part of $W \operatorname{diag}(g)$, and only this product counts. Special directions of
-#    a *function* are those that are in the products, such as singular vectors.
+#    $n(ax) = x / \sqrt{|x|^2/d + \epsilon/a^2}$: another $\epsilon$. If $a^2 \epsilon$ takes the place of $\epsilon$
+#    while writers grow by $a$, the function stays.
+# 3. No: only the products $W \operatorname{diag}(g)$ and $W \beta$ count, and they have not changed: the fold gives
+#    the same weights. Special directions of a *function* are in the products, such as their singular vectors.
 # </details>
 
 # %% [markdown]
-# Solution 1 as a number: a norm without a mean, before and after centring what it reads.
+# Solution 1 as code: a stock RMSNorm and its reader, folded, with and without centring.
 
 # %%
 stream = 0.5 + torch.randn(50, d, generator=generator)  # with a mean
-with_mean, centred = n(stream), n(stream @ C)
-print(f"centring the stream of an RMSNorm changes what is read by {relative(centred, with_mean):.2f}")
-assert relative(centred, with_mean) > 0.1
-assert relative(n(stream @ C), torch.nn.functional.layer_norm(stream, (d,), eps=EPS)) < 1e-13
+reader = torch.randn(7, d, generator=generator)
+stock_read = torch.nn.functional.rms_norm(stream, (d,), g, EPS) @ reader.T
+folded_read, centred_read = (relative(n(x) @ (reader * g).T, stock_read) for x in (stream, stream @ C))
+print(f"the gain folded: {folded_read:.0e}; writers centred too: {centred_read:.2f}")
+assert folded_read < 1e-13 < 0.1 < centred_read
+
+# %% [markdown]
+# Solution 2 as code: all writers a hundred times smaller, with $\epsilon$ as it was and with $a^2 \epsilon$.
+
+# %%
+a = 0.01
+writers = {name for name in mine if name in ("U", "P") or ".out." in name or ".down." in name}
+scaled = {name: a * value if name in writers else value for name, value in mine.items()}
+same_eps = relative(run(scaled, ids), logits)
+EPS *= a**2
+scaled_eps = relative(run(scaled, ids), logits)
+EPS /= a**2
+print(f"stream scaled by {a}: ε as it was {same_eps:.1e}, a²ε in its place {scaled_eps:.0e}")
+assert scaled_eps < 1e-12 < 1e-3 < same_eps
+
+# %% [markdown]
+# Solution 3 as code: logits, and the folded weights. As a control the readers are left as they were.
+
+# %%
+louder, only_louder = copy.deepcopy(gpt2), copy.deepcopy(gpt2)
+with torch.no_grad():
+    for i in (0, 2):
+        for block in (louder.transformer.h[i], only_louder.transformer.h[i]):
+            block.ln_1.weight[5] *= 10
+            block.ln_1.bias[5] *= 10
+        louder.transformer.h[i].attn.c_attn.weight[5] /= 10  # stored as [inputs, outputs]
+hidden, heard = (relative(each(ids).logits, logits) for each in (louder, only_louder))
+unseen = max(relative(value, mine[name]) for name, value in fold(louder).items())
+print(f"logits {hidden:.0e}, folded weights {unseen:.0e}; without the readers logits {heard:.2f}")
+assert max(hidden, unseen) < 1e-12 < 1e-3 < heard
 
 # %% [markdown]
 # ## Further reading

@@ -2,7 +2,7 @@
 # # 3. Rotations
 #
 # Everything in this project that may be turned is turned by matrices with $Q^\top Q = I$. This chapter makes friends
-# with them: how they are generated, which way between two of them is straight, how to draw one at random without
+# with them: how they are generated, which path between two of them is straight, how to draw one at random without
 # favouring any, and what positions may do to queries and keys. Rotary positions (RoPE) are a one-parameter subgroup of
 # the rotations, and the general case if one linear map of a position acts on queries and keys alike.
 #
@@ -166,7 +166,7 @@ assert all(value > length(geodesic) for size, value in detours if size), "a bend
 assert torch.allclose(torch.linalg.svdvals(geodesic), torch.ones(()), atol=1e-12)
 
 # %% [markdown]
-# The figure: what both ways do to lengths. The upper edge of the shaded band is the longest image of a unit vector,
+# The figure: what both paths do to lengths. The upper edge of the shaded band is the longest image of a unit vector,
 # the lower edge the shortest.
 
 # %%
@@ -183,7 +183,7 @@ show(
     figure,
     "geodesic",
     f"Halfway along the straight line some vectors have shrunk to {float(lowest[100]):.2f} of their length. "
-    f"Every bent way is longer than the geodesic, whose length is |log Q| = {float(A.norm()):.3f}.",
+    f"Every bent path is longer than the geodesic, whose length is |log Q| = {float(A.norm()):.3f}.",
 )
 
 # %% [markdown]
@@ -408,15 +408,62 @@ print(f"- Of {h**2} dimensions of freedom in a head, rotary positions leave {cou
 # </details>
 
 # %% [markdown]
-# Solution 2 measured on columns of random rotations.
+# Solution 1 as code: both multiplied from the left, both from the right, and one of them alone.
+
+# %%
+near, far, spin = (haar(n, generator, special=True) for _ in range(3))
+
+
+def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The distance of two rotations."""
+    return float(so_log(a.T @ b).norm())
+
+
+before = apart(near, far)
+left, right, alone = (
+    abs(apart(*pair) - before) for pair in ((spin @ near, spin @ far), (near @ spin, far @ spin), (spin @ near, far))
+)
+print(f"distance {before:.3f}; changed from the left {left:.0e}, from the right {right:.0e}, one alone {alone:.2f}")
+assert max(left, right) < 1e-12 < 1e-4 < alone
+
+# %% [markdown]
+# Solution 2 measured on normalised Gaussian vectors, which are uniform on the sphere: their law does not change under
+# rotations. Normalised points of a cube are the control.
 
 # %%
 d = 5
-u = torch.nn.functional.normalize(torch.randn(200_000, d, generator=generator), dim=-1)[:, 0]
-for power, exact_moment in ((2, 1 / d), (4, 3 / (d * (d + 2)))):
-    measured = float(u.pow(power).mean())
-    print(f"<u^{power}> = {measured:.5f}, predicted {exact_moment:.5f}")
-    assert abs(measured / exact_moment - 1) < 0.02
+gauss, cube = torch.randn(200_000, d, generator=generator), 2 * torch.rand(200_000, d, generator=generator) - 1
+uniform_entry, cube_entry = (torch.nn.functional.normalize(x, dim=-1)[:, 0] for x in (gauss, cube))
+predicted = {2: 1 / d, 4: 3 / (d * (d + 2))}
+off = {
+    name: [float(u.pow(power).mean()) / exact_moment - 1 for power, exact_moment in predicted.items()]
+    for name, u in (("sphere", uniform_entry), ("cube", cube_entry))
+}
+for name, (second_moment, fourth_moment) in off.items():
+    print(f"{name}: <u²> is {second_moment:+.1%} off the prediction, <u⁴> {fourth_moment:+.1%}")
+assert max(map(abs, off["sphere"])) < 0.02 and abs(off["cube"][0]) < 0.02 < 0.05 < abs(off["cube"][1])
+
+# %% [markdown]
+# Solution 3 as code, on the matrices from above: determinants, and the law of the angles. Two answers that fail: the
+# sign of the whole matrix, which in even dimensions does not change the determinant, and the exponential of a random
+# generator, which is a rotation but not uniform.
+
+# %%
+repaired = fixed.clone()
+repaired[..., 0] *= torch.det(fixed).sign()[:, None]
+four = torch.stack([haar(4, generator) for _ in range(50)])
+still = torch.det(four * torch.det(four)[:, None, None])
+generated = torch.linalg.matrix_exp(gaussian - gaussian.mT)
+p_repaired, p_generated = (
+    float(stats.kstest(angle_of(x).numpy(), lambda x: (x - torch.as_tensor(x).sin().numpy()) / math.pi).pvalue)
+    for x in (repaired, generated)
+)
+print(f"determinants at least {float(torch.det(repaired).min()):.2f}; angles: p = {p_repaired:.2f}", end="")
+print(
+    f", of generated ones {p_generated:.0e}; whole matrices turned round in four dimensions {float(still.min()):.2f}"
+)
+assert float(torch.det(repaired).min()) > 1 - 1e-12 and p_repaired > 1e-4
+assert p_generated < 1e-10 and float(still.min()) < -1 + 1e-12
 
 # %% [markdown]
 # ## Further reading

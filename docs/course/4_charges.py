@@ -33,6 +33,7 @@
 
 # %%
 import copy
+import math
 
 import torch
 
@@ -77,17 +78,17 @@ def adam(start: torch.Tensor, rate: float, steps: int) -> torch.Tensor:
 start = torch.tensor([2.0, -0.8])
 step = gradient(start)
 exact = charge(start - 0.1 * step) - charge(start) - 0.1**2 * charge(step)
-ways = {
+paths = {
     "nearly the flow: descent, η = 0.001": descend(start, 0.001, 5000),
     "descent, η = 0.1": descend(start, 0.1, 60),
     "Adam, step 0.05": adam(start, 0.05, 200),
 }
-for name, way in ways.items():
-    print(f"{name}: charge {charge(start):.3f} -> {charge(way[-1]):.3f}, ends at {way[-1].numpy().round(3)}")
-drifts = [charge(way[-1]) - charge(start) for way in ways.values()]
+for name, path in paths.items():
+    print(f"{name}: charge {charge(start):.3f} -> {charge(path[-1]):.3f}, ends at {path[-1].numpy().round(3)}")
+drifts = [charge(path[-1]) - charge(start) for path in paths.values()]
 print(f"one step, predicted change of the charge less the measured one: {exact:.0e}")
 assert abs(exact) < 1e-14 and abs(drifts[0]) < 0.01 < abs(drifts[1]) and abs(drifts[2]) > 0.3
-assert all(abs(float(way[-1].prod()) - 1) < 0.02 for way in ways.values()), "all must have learned"
+assert all(abs(float(path[-1].prod()) - 1) < 0.02 for path in paths.values()), "all must have learned"
 
 # %% [markdown]
 # The figure: grey hyperbolas are orbits (one function each), the dashed one is the solution. The flow crosses them at
@@ -102,10 +103,10 @@ solid = {"colors": "0.75", "linewidths": 0.8, "linestyles": "solid"}
 panel.contour(first, second, first * second, levels=[-1.6, -1.1, -0.6, -0.1, 0.4, 1.6], **solid)
 panel.contour(first, second, first * second, levels=[1.0], colors="black", linestyles="--", linewidths=1)
 panel.contour(first, second, first**2 - second**2, levels=[charge(start)], colors=COLOURS[2], linewidths=4, alpha=0.3)
-for (name, way), colour, marker in zip(
-    ways.items(), (COLOURS[2], COLOURS[0], COLOURS[1]), ("", "o", "."), strict=True
+for (name, path), colour, marker in zip(
+    paths.items(), (COLOURS[2], COLOURS[0], COLOURS[1]), ("", "o", "."), strict=True
 ):
-    panel.plot(*way.T, marker + "-", ms=4, lw=1.2, color=colour, label=name)
+    panel.plot(*path.T, marker + "-", ms=4, lw=1.2, color=colour, label=name)
 panel.plot(*start, "k*", ms=11)
 panel.set(xlabel="$w_1$", ylabel="$w_2$", xlim=(0.4, 2.9), ylim=(-1.1, 1.2), aspect="equal")
 panel.legend(frameon=False, loc="lower left", fontsize=8)
@@ -159,9 +160,9 @@ assert measured == {"linear": F**2, "ReLU": F, "tanh": 0}
 # for values and outputs of every head, and $GL(D)$ for the *lexical* frame: a row of the token table has $D$ numbers,
 # which one matrix brings into the stream and another one brings back. Each number must be found again in the Jacobian.
 #
-# Three controls. A tanh of every coordinate behind one norm has a basis: the rotations of the stream are no symmetry
+# Three controls. A tanh of every coordinate after one norm has a basis: the rotations of the stream are no symmetry
 # any more, and $d(d-1)/2$ directions less are redundant. A gain in its place does *not* change the number: the
-# matrices behind it can follow a rotation by $W \to W g Q^\top g^{-1}$. It changes how the group acts (as chapter 2
+# matrices after it can follow a rotation by $W \to W g Q^\top g^{-1}$. It changes how the group acts (as chapter 2
 # folds it away), and the next section will see that. With $\epsilon = 0$ in the norms one direction more is redundant,
 # the size of the stream (exercise 2 of chapter 2). With a small $\epsilon$ scaling the stream is *nearly* redundant,
 # which would blur the count, so the cell takes a large one.
@@ -192,7 +193,7 @@ assert {name: number for name, number in counted.items() if number} == by_hand
 assert spectrum.deficiency == by_hand["total"] and spectrum.gap > 1e8
 
 
-def behind_norm(change) -> RiGPTForCausalLM:
+def after_norm(change) -> RiGPTForCausalLM:
     """A copy of the model in which what leaves the first norm is changed, by no weight of its own."""
     changed = copy.deepcopy(tiny)
     changed.model.layers[0].input_layernorm.register_forward_hook(lambda module, inputs, output: change(output))
@@ -200,12 +201,12 @@ def behind_norm(change) -> RiGPTForCausalLM:
 
 
 gain = 1 + 0.3 * torch.randn(d, generator=generator)
-with_gain, with_tanh = behind_norm(lambda x: x * gain), behind_norm(torch.tanh)
+with_gain, with_tanh = after_norm(lambda x: x * gain), after_norm(torch.tanh)
 controls = [
     jacobian_spectrum(each, ids, torch.Generator().manual_seed(SEED)).deficiency
     for each in (with_gain, with_tanh, small_model(eps=0.0))
 ]
-print(f"with a gain behind one norm: {controls[0]} redundant; with tanh of every coordinate: {controls[1]};", end=" ")
+print(f"with a gain after one norm: {controls[0]} redundant; with tanh of every coordinate: {controls[1]};", end=" ")
 print(f"without eps: {controls[2]}")
 assert controls == [by_hand["total"], by_hand["total"] - by_hand["stream"], by_hand["total"] + 1]
 
@@ -365,7 +366,7 @@ panel.legend(frameon=False)
 descent = decaying.descents[0]
 for kind, colour, marker in zip(kinds, COLOURS, "os^", strict=False):
     second.semilogy(descent.times, descent.kept[kind], marker, color=colour, mfc="none", label=kind)
-second.semilogy(descent.times, [2.718281828**-time for time in descent.times], color="0.5", label="exp(-2μt), μ = 0.5")
+second.semilogy(descent.times, [math.exp(-time) for time in descent.times], color="0.5", label="exp(-2μt), μ = 0.5")
 second.set(xlabel="time (steps × step size)", ylabel="what is left of a charge")
 second.legend(frameon=False)
 show(
@@ -405,19 +406,60 @@ print(f"- Adam, at the same loss, moves them by {by_adam[-1][0]:.1%} of |θ|² h
 # </details>
 
 # %% [markdown]
-# Solution 1 checked: the gradient of a random loss is perpendicular to the motion of each neuron, for the activation
+# Solution 1 as code: the gradient of a random loss is perpendicular to the motion of each neuron, for the activation
 # $\max(z, 0)^2$ and the degree 2 only.
 
 # %%
 W1 = torch.randn(F, INPUTS, generator=generator, requires_grad=True)
 W2 = torch.randn(OUTPUTS, F, generator=generator, requires_grad=True)
 shapes = {"relu²": lambda z: z.relu() ** 2, "tanh": torch.tanh}
+along = {}
 for name, degree in (("relu²", 2), ("relu²", 1), ("tanh", 2)):
     loss = (shapes[name](points @ W1.T) @ W2.T).sin().mean()
     first, second = torch.autograd.grad(loss, (W1, W2))
-    along = (first * W1).sum(1) - degree * (second * W2).sum(0)  # [F]
-    print(f"{name}, degree {degree}: <∇L, Xθ> = {along.detach().abs().max():.0e}")
-    assert (float(along.detach().abs().max()) < 1e-14) == ((name, degree) == ("relu²", 2))
+    along[name, degree] = float(((first * W1).sum(1) - degree * (second * W2).sum(0)).detach().abs().max())
+    print(f"{name}, degree {degree}: <∇L, Xθ> = {along[name, degree]:.0e}")
+assert along.pop(("relu²", 2)) < 1e-14 < min(along.values())
+
+# %% [markdown]
+# Solution 2 as code: one head of attention with biases on queries and keys. The bias of the queries is the control.
+
+# %%
+x, W_q, W_k, W_v = torch.randn(4, 8, 8, generator=generator)
+biases = torch.randn(2, 8, generator=generator)
+
+
+def attended(biases: torch.Tensor) -> torch.Tensor:
+    """Outputs `[positions, 8]` with biases `[2, 8]` on queries and keys."""
+    scores = (x @ W_q + biases[0]) @ (x @ W_k + biases[1]).T / 8**0.5
+    return scores.softmax(-1) @ x @ W_v
+
+
+for_queries, for_keys = torch.func.grad(lambda biases: attended(biases).sin().mean())(biases).norm(dim=-1)
+added = [float((attended(biases + shift) - attended(biases)).abs().max()) for shift in torch.eye(2)[..., None]]
+print(f"gradients: of the bias of queries {float(for_queries):.0e}, of keys {float(for_keys):.0e}")
+print(f"1 added to the bias of queries changes outputs by {added[0]:.1f}, of keys by {added[1]:.0e}")
+assert max(for_keys, added[1]) < 1e-13 < 1e-4 < min(for_queries, added[0])
+
+# %% [markdown]
+# Solution 3 as code: the shortest of many points of a hyperbola, and descent with decay and without. Where decay ends
+# can be computed: there $(w^2 - 1)\, w + \mu w = 0$, so $w_1 = w_2 = \sqrt{1 - \mu}$.
+
+# %%
+stretch = torch.linspace(-2, 2, 4001).exp()
+hyperbola = torch.stack([1.7 * stretch, 0.4 / stretch], 1)  # [4001, 2], all with the product 0.68
+shortest = hyperbola[hyperbola.square().sum(1).argmin()]
+mu, rate, begin = 0.3, 0.01, torch.tensor([2.0, 0.2])
+w, free = begin, descend(begin, rate, 4000)[-1]
+kept = []
+for _ in range(4000):
+    kept.append(charge(w) / charge(begin))
+    w = w - rate * (gradient(w) + mu * w)
+print(f"shortest point {shortest.numpy().round(2)}: charge {charge(shortest):.3f}")
+print(f"with decay {kept[200]:.4f} of the charge after the time 2, exp(-4μ) = {math.exp(-4 * mu):.4f}", end="")
+print(f"; at the end {w.numpy().round(4)}, without decay {free.numpy().round(2)}")
+assert abs(charge(shortest)) < 2e-3 < 1 < charge(hyperbola[-1]) and abs(kept[200] / math.exp(-4 * mu) - 1) < 0.02
+assert torch.allclose(w, torch.full((2,), (1 - mu) ** 0.5), atol=1e-4) and charge(free) > 0.9 * charge(begin)
 
 # %% [markdown]
 # ## Further reading

@@ -99,7 +99,7 @@ show(
 #
 # A small RiGPT and the same one in a random frame: the same function, other weights. Both are trained on the same
 # batches in float64, and the distance between $Q \cdot \mathrm{train}(\theta)$ and $\mathrm{train}(Q \cdot \theta)$ is
-# measured, relative to the way the first has gone.
+# measured, relative to the path that the first has gone.
 
 # %%
 text, characters = library_text()
@@ -157,12 +157,12 @@ assert apart["SGD"][-1] < 1e-10 and apart["equivariant"][-1] < 1e-10 and apart["
 figure, (panel,) = panels(1, "Two trainings of one function, from two frames", width=6.4)
 for (name, values), colour in zip(apart.items(), COLOURS, strict=False):
     panel.semilogy(range(1, len(values) + 1), values, color=colour, lw=2, label=name)
-panel.set(xlabel="step", ylabel="distance of the two, turned back / way gone", ylim=(1e-17, 10))
+panel.set(xlabel="step", ylabel="distance of the two, turned back / path gone", ylim=(1e-17, 10))
 panel.legend(frameon=False, loc="center right")
 show(
     figure,
     "equivariance",
-    f"With AdamW the two are {apart['AdamW'][-1]:.0%} of their way apart after {len(apart['AdamW'])} steps. With SGD "
+    f"With AdamW the two are {apart['AdamW'][-1]:.0%} of their path apart after {len(apart['AdamW'])} steps. With SGD "
     f"and the equivariant optimizer they stay the same (to {apart['SGD'][-1]:.0e}, {apart['equivariant'][-1]:.0e}).",
 )
 
@@ -196,7 +196,7 @@ assert abs(mean + 6 / (d + 1)) < 5 * error and float(excess_kurtosis(lone)) > 10
 # %% [markdown]
 # ## Four trainings
 #
-# One network, one text, three optimizers; AdamW once more with a third of its step. Then $\kappa$ of the stream behind
+# One network, one text, three optimizers; AdamW once more with a third of its step. Then $\kappa$ of the stream after
 # the layers, in the frame that training ended in and in random ones. The random frames say how much of a deviation is
 # chance.
 
@@ -225,7 +225,7 @@ def trained(make) -> RiGPTForCausalLM:
 
 @torch.no_grad()
 def stream(model: torch.nn.Module) -> torch.Tensor:
-    """Vectors behind the last layer `[tokens, d]`, float64."""
+    """Vectors after the last layer `[tokens, d]`, float64."""
     return model(measuring, output_hidden_states=True, use_cache=False).hidden_states[-1].flatten(0, 1).double()
 
 
@@ -405,7 +405,7 @@ for place, (own, elsewhere) in enumerate(kurtosis.values()):
     )
     panel.plot(place, own, "D", ms=8, color=COLOURS[1], label=None if place else "frame of training")
 panel.axhline(-6 / (d + 1), color="black", ls="--", lw=1, label="mean, -6/(d+1)")
-panel.set(ylabel="excess kurtosis behind the last layer")
+panel.set(ylabel="excess kurtosis after the last layer")
 panel.set_yscale("symlog", linthresh=1)
 panel.set_ylim(-1.2, 4 * max(own for own, _ in kurtosis.values()))
 names = {"random": "random frames, ± standard deviation", "own": "frame of training"}
@@ -439,9 +439,9 @@ show(
 # ## What we saw
 
 # %%
-print(f"- From a turned start AdamW ends {apart['AdamW'][-1]:.0%} of the way apart, SGD {apart['SGD'][-1]:.0e}.")
+print(f"- From a turned start AdamW ends {apart['AdamW'][-1]:.0%} of the path apart, SGD {apart['SGD'][-1]:.0e}.")
 found = {name: f"{own:+.2f}" for name, (own, _) in kurtosis.items()}
-print(f"- κ behind the last layer: {found}; in random frames {-6 / (d + 1):+.2f}.")
+print(f"- κ after the last layer: {found}; in random frames {-6 / (d + 1):+.2f}.")
 losses = {name: f"{loss_of(model):.2f}" for name, model in models.items()}
 print(
     f"- Gains: AdamW {adam['gain']:.1f}, equivariant {equivariant['gain']:.1f}. Weights in four bits add to the loss"
@@ -452,7 +452,7 @@ print(f"{adam['weights, spread']:.4f} and {equivariant['weights, spread']:.4f}. 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Which orthogonal matrices commute with taking the sign of every entry?
+# 1. Which orthogonal matrices commute with taking the sign of every entry? How many are there in two dimensions?
 # 2. Adam with one second moment per row of a table, shared along the row: equivariant under which rotations?
 # 3. Let $d$ entries be Gaussian. Show that $c \approx \sqrt{2 \ln d}$ for large $d$.
 #
@@ -460,12 +460,28 @@ print(f"{adam['weights, spread']:.4f} and {equivariant['weights, spread']:.4f}. 
 #
 # 1. $\operatorname{sign}(Qg) = Q s$ with $s = \operatorname{sign}(g)$, which may be any pattern of signs. So every
 #    entry of $Q s$ is $\pm 1$; turning one sign of $s$ round changes it by $2 Q_{ij}$, which must be $0$ or $\pm 2$.
-#    Rows of length 1 with entries $0, \pm 1$ have one that is not zero: signed permutations.
+#    Rows of length 1 with entries $0, \pm 1$ have one that is not zero: signed permutations, $2^d\, d!$ of them.
 # 2. Under rotations of the space that the rows live in: lengths of rows do not change. This is what the equivariant
-#    optimizer does for the table of tokens.
-# 3. The largest of $d$ exceeds $c$ with a probability near $d\, e^{-c^2/2}$ up to factors that grow slowly; this is of
-#    order one at $c = \sqrt{2 \ln d}$.
+#    optimizer does for the table of tokens. Not under those that mix rows.
+# 3. One entry exceeds $m$ in size with the probability $\operatorname{erfc}(m / \sqrt 2)$, the largest of $d$ with
+#    about $d$ times that. With $\operatorname{erfc}(m / \sqrt 2) \approx e^{-m^2/2} \sqrt{2/\pi} / m$ this is of order
+#    one at $m^2 = 2 \ln d$, less a part of order $\ln \ln d$.
 # </details>
+
+# %% [markdown]
+# Solution 1 as code: rotations and reflections of the plane in steps of a degree.
+
+# %%
+degrees = torch.deg2rad(torch.arange(360, dtype=torch.float64))
+cos, sin = degrees.cos(), degrees.sin()
+rotated = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)  # [360, 2, 2]
+plane = torch.cat([rotated, rotated * torch.tensor([1.0, -1.0])])
+g = torch.randn(200, 2, generator=generator, dtype=torch.float64)
+misses = ((g @ plane.mT).sign() - g.sign() @ plane.mT).abs().amax((1, 2))  # [720]
+commuting = misses < 1e-12
+nearest = float(misses[~commuting].min())
+print(f"{int(commuting.sum())} of {len(plane)} commute with the sign; the others miss by {nearest:.2f} or more")
+assert int(commuting.sum()) == 2**2 * math.factorial(2) and nearest > 0.01
 
 # %% [markdown]
 # Solution 2 as code: one step of Adam with a shared second moment, from a table and from the turned table.
@@ -479,12 +495,33 @@ def shared_step(g: torch.Tensor) -> torch.Tensor:
 
 
 table = torch.randn(9, d, generator=generator, dtype=torch.float64)
-spin = haar(d, generator)
+spin, mixing = haar(d, generator), haar(9, generator)
 shared, entrywise = (
     float((u(table @ spin.T) - u(table) @ spin.T).norm() / u(table).norm()) for u in (shared_step, torch.sign)
 )
-print(f"shared along the row {shared:.0e}, every entry by itself {entrywise:.1f}")
-assert shared < 1e-13 and entrywise > 0.5
+mixed = float((shared_step(mixing @ table) - mixing @ shared_step(table)).norm() / shared_step(table).norm())
+print(f"shared along the row {shared:.0e}, every entry by itself {entrywise:.1f}; rows mixed {mixed:.2f}")
+assert shared < 1e-13 and entrywise > 0.5 and mixed > 0.01
+
+# %% [markdown]
+# Solution 3 as code: the median $m$ of the largest of $d$, exactly and in samples, against $\sqrt{2 \ln d}$. It comes
+# near slowly, as a logarithm of a logarithm does; $\sqrt{\ln d}$ stays away from it.
+
+# %%
+
+
+def median_of_largest(d: float) -> float:
+    """The m with P(|x| < m)^d = 1/2."""
+    exceeds = -math.expm1(-math.log(2) / d)
+    return -float(torch.special.ndtri(torch.tensor(exceeds / 2, dtype=torch.float64)))
+
+
+sampled = float(torch.randn(4000, wide, generator=generator).abs().amax(1).median())
+shares = {d: median_of_largest(d) / math.sqrt(2 * math.log(d)) for d in (1e2, 1e4, 1e16, 1e64, 1e256)}
+print(f"d = {wide}: median {median_of_largest(wide):.3f}, in samples {sampled:.3f}; m / sqrt(2 ln d):", end=" ")
+print({f"{d:.0e}": f"{share:.3f}" for d, share in shares.items()})
+assert abs(sampled / median_of_largest(wide) - 1) < 0.02 and list(shares.values()) == sorted(shares.values())
+assert 0.99 < shares[1e256] < 1 and 2**0.5 * shares[1e256] > 1.3
 
 # %% [markdown]
 # ## Further reading

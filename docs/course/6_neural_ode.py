@@ -52,7 +52,7 @@ def layer(weights: dict[str, torch.Tensor], i: int, x: torch.Tensor) -> torch.Te
 
 
 def network(weights: dict[str, torch.Tensor], x: torch.Tensor) -> list[torch.Tensor]:
-    """The states behind all layers, the input first."""
+    """The states after all layers, the input first."""
     states = [x]
     for i in range(LAYERS):
         states.append(states[-1] + layer(weights, i, states[-1]))
@@ -86,7 +86,7 @@ def accuracy(ends: torch.Tensor) -> float:
 
 
 states = network(weights, x0)
-print(f"right before the layers: {accuracy(x0):.0%} by that line, behind them {accuracy(states[-1]):.0%}")
+print(f"right before the layers: {accuracy(x0):.0%} by that line, after them {accuracy(states[-1]):.0%}")
 assert accuracy(states[-1]) > 0.97 > accuracy(x0)
 
 # %% [markdown]
@@ -276,23 +276,23 @@ assert max(agreement) < 1e-10 and float((fields[3](3.4, here) - hand).abs().max(
 # %%
 slow = flow(fields, x0, 64)
 figure, axes = panels(
-    2, "Other ways, the same ends: a diffeomorphism that moves with time", height=5.2, sharex=True, sharey=True
+    2, "Other paths, the same ends: a diffeomorphism that moves with time", height=5.2, sharex=True, sharey=True
 )
-for panel, ways, name in zip(
+for panel, paths, name in zip(
     axes, (slow, whirled), ("old coordinates", "whirled, the identity at both ends"), strict=True
 ):
     for i in chosen:
         colour = COLOURS[0] if labels[i] < 0 else COLOURS[1]
-        panel.plot(*ways[:, i].T, color=colour, lw=0.9, alpha=0.8)
-        panel.plot(*ways[0, i], "o", ms=4, mfc="white", color=colour)
-        panel.plot(*ways[-1, i], "o", ms=4, color=colour)
+        panel.plot(*paths[:, i].T, color=colour, lw=0.9, alpha=0.8)
+        panel.plot(*paths[0, i], "o", ms=4, mfc="white", color=colour)
+        panel.plot(*paths[-1, i], "o", ms=4, color=colour)
     panel.set(title=name, xlabel="$x_1$", aspect="equal")
 axes[0].set_ylabel("$x_2$")
 middle = float((slow - whirled).norm(dim=-1).max())
 show(
     figure,
     "diffeomorphism",
-    f"Open circles are beginnings, full ones ends. In between the ways are up to {middle:.1f} apart, at the end "
+    f"Open circles are beginnings, full ones ends. In between the paths are up to {middle:.1f} apart, at the end "
     f"{gap:.0e}; where the map is not the identity at the end, {control:.1f}.",
 )
 assert middle > 0.5
@@ -450,7 +450,8 @@ print(f"- One frame per layer: the same network to {with_transport:.0e}, with pa
 # %% [markdown]
 # ## Exercises
 #
-# 1. A disc of one label inside of a ring of the other, in the plane. Can a flow move them to two sides of a line?
+# 1. A disc of one label lies inside a ring of the other, in the plane. A flow cannot move them to two sides of a line.
+#    Which integer says so, and which layer of ReLU neurons can do it in one step of one?
 # 2. Let $A' = 0$ in the formula for linear fields. Which $Q(t)$ does that, and what is gauge fixing of this kind
 #    worth?
 # 3. ReLU layers have the symmetry $W^{(1)} \to a W^{(1)}$, $b \to a b$, $W^{(2)} \to W^{(2)}/a$ with $a > 0$. What
@@ -458,24 +459,67 @@ print(f"- One frame per layer: the same network to {with_transport:.0e}, with pa
 #
 # <details><summary>Solutions</summary>
 #
-# 1. No. At every time the flow is a homeomorphism of the plane, so the disc stays in the bounded part of what the ring
-#    leaves free. If a line separated them, the half-plane of the disc would be free of the ring. This half-plane is
-#    connected and unbounded, so it lies in the unbounded part: a contradiction. With one more dimension there is a way
-#    (Dupont and others), and steps of one can jump.
+# 1. How often the ring winds around the centre of the disc. It changes continuously as long as the ring does not run
+#    into the centre, which a flow forbids, so it stays 1; beyond a line it would be 0. A step of one may jump: with
+#    $f(x) = 2 \max(-x, 0)$ the plane is folded, $x_i \to |x_i|$, and $|x_1| + |x_2|$ tells the two apart. (With one
+#    more dimension, $\dot z = |x|^2$ does it by a flow: Dupont and others.)
 # 2. $\dot Q = -QA$, so $Q(t) = F_t^{-1}$: coordinates that move along with the flow, in which nothing happens. All of
 #    the function is then in $Q(L)$, the boundary condition: it cannot be gauged away.
-# 3. Nothing: $f$ is the same field. It is a redundancy of how a field is written, not of the field.
+# 3. Nothing: $f$ is the same field, so $f'$ is the same too. It is a redundancy of how a field is written, not of the
+#    field.
 # </details>
 
 # %% [markdown]
-# Solution 2 checked: in the moving frame the field vanishes.
+# Solution 1 as code: a ring of radius 2 and its centre, moved by the flow of the trained network, and folded.
 
 # %%
+circle = torch.linspace(0, 2 * math.pi, 2001)
+unit_circle = torch.stack([circle.cos(), circle.sin()], 1)  # the border of the disc
+ring_and_centre = torch.cat([2 * unit_circle, torch.zeros(1, 2)])
+
+
+def winding(points: torch.Tensor) -> float:
+    """How often all points but the last go around the last."""
+    around = torch.view_as_complex(points[:-1] - points[-1])
+    return float((around[1:] / around[:-1]).angle().sum() / (2 * math.pi))
+
+
+flowed = flow(fields, ring_and_centre, 16)[-1]
+folded = ring_and_centre + 2 * torch.relu(-ring_and_centre)
+disc_reach, ring_reach = unit_circle.abs().sum(1).max(), (2 * unit_circle).abs().sum(1).min()
+windings = [abs(winding(points)) for points in (ring_and_centre, flowed, folded)]
+print("windings: {:.3f} before, {:.3f} after the flow, {:.3f} folded".format(*windings), end="; ")
+print(f"|x1| + |x2| up to {disc_reach:.2f} in the disc, from {ring_reach:.2f} on the ring")
+assert max(abs(windings[0] - 1), abs(windings[1] - 1), windings[2]) < 1e-9 and disc_reach < ring_reach - 0.5
+assert float((flowed - ring_and_centre).norm(dim=1).mean()) > 0.1, "the flow does move them"
+
+# %% [markdown]
+# Solution 2 as code: in the moving frame the field vanishes; without the motion of the frame it does not.
+
+# %%
+fields_there = []
 for t in (0.0, 0.3, 0.9):
     Q_t, derivative = jvp(lambda t: torch.linalg.matrix_exp(-t * A), (torch.tensor(t),), (torch.tensor(1.0),))
-    A_moved, unmoved = (float(((rate + Q_t @ A) @ torch.linalg.inv(Q_t)).abs().max()) for rate in (derivative, 0 * A))
-    print(f"t = {t}: A' is {A_moved:.0e}, without the motion of the frame {unmoved:.1f}")
-    assert A_moved < 1e-12 and torch.allclose(derivative, -Q_t @ A, atol=1e-6) and unmoved > 0.1
+    there = [float(((rate + Q_t @ A) @ torch.linalg.inv(Q_t)).abs().max()) for rate in (derivative, 0 * A)]
+    fields_there.append(there)
+    print(f"t = {t}: A' is {there[0]:.0e}, without the motion of the frame {there[1]:.1f}")
+assert all(moved_with < 1e-12 < 0.1 < left_out for moved_with, left_out in fields_there)
+
+# %% [markdown]
+# Solution 3 as code: the field in whirled coordinates, before and after the stretch. With tanh it is another one.
+
+# %%
+
+
+def whirled_field(activation, a: float) -> torch.Tensor:
+    """`f'` at the time 3.4 on the points `here`, of the layer 3 whose neurons are stretched by `a`."""
+    W1, b, W2 = a * weights["W1"][3], a * weights["b"][3], weights["W2"][3] / a
+    return moved(lambda t, x: activation(x @ W1.T + b) @ W2.T, whirl(1), whirl(1, -1))(3.4, here)
+
+
+unseen, seen = (float((whirled_field(f, 3.0) - whirled_field(f, 1.0)).abs().max()) for f in (torch.relu, torch.tanh))
+print(f"stretched by 3, f' of ReLU layers changes by {unseen:.0e}, of tanh layers by {seen:.1f}")
+assert unseen < 1e-13 < 0.1 < seen
 
 # %% [markdown]
 # ## Further reading

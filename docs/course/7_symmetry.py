@@ -592,26 +592,24 @@ print(f"({carries['nats']:.0e} nats off), seen in data {sees['jump']:.1%} ({sees
 #
 # 1. Let $D$ be the irreducible representation of $S_3$ of dimension 2. What is the wrong mean,
 #    $\frac16 \sum_g D(g)\, X\, D(g)$, and what the right one, $\frac16 \sum_g D(g)\, X\, D(g)^\top$?
-# 2. The trivial representation, $\rho(g) = 1$, is one too. What can a network that carries a symmetry by it say?
+# 2. A stock network multiplies its stream by gains, $x_i \to \gamma_i x_i$. Which gains let it carry $\rho$?
 # 3. Rotary positions turn planes of queries and keys by angles that grow with the distance. Why can $S_3$ do nothing
 #    there but through $\pm 1$?
-# 4. A stock network multiplies its stream by gains, $x_i \to \gamma_i x_i$. Which gains let it carry $\rho$?
 #
 # <details><summary>Solutions</summary>
 #
 # 1. Schur: $\frac1{|G|} \sum_g D_{ij}(g) D_{kl}(g) = \delta_{ik}\delta_{jl} / \dim$ (for $\dim \mathrm{End} = 1$). The
 #    right mean is $\operatorname{tr}(X)/2$ times one, a projection. The wrong one is $X^\top/2$, and
 #    taken twice $X/4$.
-# 2. Rows of the table that are exchanged are equal, and so are logits: the letters are one letter to it. It may say
-#    how many there are, and not which.
-# 3. What commutes with turns of different planes by different angles turns each plane, and such turns commute with
-#    each other. A commuting image of $S_3$ is trivial or the sign.
-# 4. The diagonal matrix has to commute with all $\rho(g)$. In a basis of irreducibles its gains are equal inside each
+# 2. The diagonal matrix has to commute with all $\rho(g)$. In a basis of irreducibles its gains are equal inside each
 #    of them; in the permuting basis, equal along each orbit. Nothing in a stock training keeps them so.
+# 3. What commutes with turns of different planes by different angles turns and stretches each plane, and such maps
+#    commute with each other (chapter 3). So every $g h g^{-1} h^{-1}$ is mapped to 1. In $S_3$ these are the three
+#    rotations: what is left is a sign for the exchanges of two.
 # </details>
 
 # %% [markdown]
-# Solutions 1 and 4 checked.
+# Solution 1 as code.
 
 # %%
 D = irreducibles["S3"][-1]
@@ -620,14 +618,59 @@ right_mean, wrong_mean = (D @ X @ D.mT).mean(0), (D @ X @ D).mean(0)
 assert torch.allclose(right_mean, X.trace() / 2 * torch.eye(2, dtype=D.dtype), atol=1e-12)
 assert torch.allclose(wrong_mean, X.T / 2, atol=1e-12) and not torch.allclose(wrong_mean, X / 2, atol=1e-2)
 print("The right mean is a multiple of one, the wrong one half of the transpose.")
-# Coordinates of the chapter's representation by irreducible: two that rest, then the eigenspaces in their order.
+
+# %% [markdown]
+# Solution 2 as code. The representation's coordinates are two that rest, then the eigenspaces in their order.
+
+# %%
 sizes = torch.tensor([1, 1, *(basis.shape[1] for basis in bases["S3"])])
 constant = torch.repeat_interleave(torch.arange(1.0, len(sizes) + 1, dtype=D.dtype), sizes)
 differing = constant + 0.3 * torch.arange(d, dtype=D.dtype)
-for gains, commutes in ((constant, True), (differing, False)):
-    off = float((gains[:, None] * rho - rho * gains).abs().max())
-    print(f"gains {'equal' if commutes else 'different'} inside irreducibles: off by {off:.0e}")
-    assert (off < 1e-12) if commutes else (off > 0.1)
+orbits = torch.tensor([1.0, 2.0, *[3.0] * 6], dtype=D.dtype)
+permuting = RHO["permuting"]
+alike, unlike, along, across = (
+    float((gains[:, None] * R - R * gains).abs().max())
+    for gains, R in ((constant, rho), (differing, rho), (orbits, permuting), (constant, permuting))
+)
+print(
+    f"gains equal inside irreducibles: off by {alike:.0e}, different there: {unlike:.1f}; where coordinates are",
+    end="",
+)
+print(f" permuted, equal along orbits: {along:.0e}, those of the irreducibles: {across:.1f}")
+assert max(alike, along) < 1e-12 < 0.1 < min(unlike, across)
+
+# %% [markdown]
+# Solution 3 as code: whether all that commutes with the turns of two planes commutes with each other. The control
+# turns both planes alike: there $S_3$ has room, as $D$ that acts on the two planes and not inside of them.
+
+# %%
+quarter_turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=D.dtype)
+
+
+def commutant(*frequencies: float) -> torch.Tensor:
+    """A basis `[n, 4, 4]` of all M that commute with the turns of two planes."""
+    A = torch.block_diag(*(w * quarter_turn for w in frequencies))
+    bracket = torch.kron(A, torch.eye(4, dtype=D.dtype)) - torch.kron(torch.eye(4, dtype=D.dtype), A.T.contiguous())
+    _, values, Vh = torch.linalg.svd(bracket)
+    return Vh[values < 1e-10].reshape(-1, 4, 4)
+
+
+def brackets(M: torch.Tensor) -> float:
+    """The largest `[M_i, M_j]`."""
+    return float((M[:, None] @ M[None] - M[None] @ M[:, None]).abs().max())
+
+
+different, equal = commutant(1.0, 0.1), commutant(1.0, 1.0)
+both = torch.stack([torch.kron(one, torch.eye(2, dtype=D.dtype)) for one in D])
+outside = [
+    float((both.flatten(1) - both.flatten(1) @ M.flatten(1).T @ M.flatten(1)).norm()) for M in (equal, different)
+]
+inverse = (product == 0).int().argmax(1)
+commutators = {int(product[product[g, h], product[inverse[g], inverse[h]]]) for g in range(6) for h in range(6)}
+print(f"angles differ: {len(different)} dimensions, brackets {brackets(different):.0e}; alike: {len(equal)},", end=" ")
+print(f"{brackets(equal):.1f}; D is outside by {outside[1]:.1f} and {outside[0]:.0e}; {len(commutators)} commutators")
+assert brackets(different) < 1e-12 < 0.1 < brackets(equal) and outside[0] < 1e-12 < 0.1 < outside[1]
+assert commutators == {i for i in range(6) if round(float(torch.det(D[i]))) == 1} and len(commutators) == 3
 
 # %% [markdown]
 # ## Further reading

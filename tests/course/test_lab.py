@@ -76,7 +76,7 @@ def test_a_chapter_becomes_pictures(rigpt, tmp_path):
     for path in paths[1:]:
         assert str(path) in out
         check_picture(path.read_bytes())
-    assert "Every bent way is longer than the geodesic" in out
+    assert "Every bent path is longer than the geodesic" in out
     assert torch.get_default_dtype() == torch.float32, "a chapter must leave the process as it was"
 
 
