@@ -92,7 +92,8 @@ def test_the_blocks_of_the_other_pages_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("datasets.config.HF_MODULES_CACHE", str(tmp_path))
     given = {"rigpt_hf": rigpt_hf, "model": tiny_model(dtype=torch.float32), "texts": [" a b" * 9, " b a" * 9]}
     given |= {"tokenizer": word_tokenizer(["<s>", " a", " b"])}
-    fewer = {"(1200, 2400)": "(12, 24)", "context=1024, stride=512": "context=32, stride=16"}
+    fewer = {"(1200, 2400)": "(12, 24)", "SGD, 1440": "SGD, 14", "AdamW, 2400": "AdamW, 24"}
+    fewer |= {"context=1024, stride=512": "context=32, stride=16"}
     ran = 0
     for page in PAGES:
         for block in blocks(page, "python"):
