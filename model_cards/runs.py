@@ -161,7 +161,7 @@ def _seconds(entries: list[dict[str, Any]], tokens_per_step: int) -> float | Non
     """
     The time of all steps of a log; `None` if it holds none, or they are not in order.
 
-    A run with `log_every` writes the speed of some steps only, which stands for those since the one before.
+    A run with `logging_steps` writes the speed of some steps only, which stands for those since the one before.
     """
     seconds, before = 0.0, 0
     for entry in entries:

@@ -121,9 +121,11 @@ def test_the_blocks_of_a_page_run_as_pasted(page, monkeypatch, tmp_path):
     (tmp_path / "evaluation").symlink_to(ROOT / "evaluation")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    fewer = {"(1200, 2400)": "(12, 24)", "SGD, 1440": "SGD, 14", "AdamW, 2400": "AdamW, 24"}
+    fewer |= {"context=1024, stride=512": "context=32, stride=16"}
     namespace: dict = {}
     for block in blocks(page, "python"):
-        for old, new in {"(1200, 2400)": "(12, 24)", "context=1024, stride=512": "context=32, stride=16"}.items():
+        for old, new in fewer.items():
             block = block.replace(old, new)
         exec(block, namespace)
 

@@ -100,6 +100,7 @@ def test_identity_at_both_ends_changes_nothing(field, space):
     f, map, x = FIELDS[field], MAPS[space](hump), normal(3, 2)
     assert end_deviation(map, x, 0, 1) <= EXACT
     difference = flow_difference(f, map, x, 0, 1, **FINE)
+    print(f"identity at both ends, {field} f, {space} φ: {difference:.1e}")
     assert difference <= FLOW
     # In between it is another field with another flow, so that the test says something.
     half = torch.tensor(0.5, dtype=torch.float64)
@@ -110,6 +111,7 @@ def test_identity_at_both_ends_changes_nothing(field, space):
 @pytest.mark.full
 def test_dopri5_agrees():
     difference = flow_difference(FIELDS["nonlinear"], shear(hump), normal(3, 2), 0, 1, method="dopri5")
+    print(f"the same by dopri5: {difference:.1e}")
     assert difference <= FLOW
 
 
@@ -120,8 +122,10 @@ def test_dopri5_agrees():
 def test_not_the_identity_at_one_end_is_equivariant_and_not_invariant(space, strength):
     f, map, x = FIELDS["nonlinear"], MAPS[space](strength), normal(3, 2)
     assert end_deviation(map, x, 0, 1) > 0.5
-    assert flow_difference(f, map, x, 0, 1, **ROUGH) > 0.1
+    apart = flow_difference(f, map, x, 0, 1, **ROUGH)
     error = flow_equivariance_error(f, map, x, 0, 1, **FINE)
+    print(f"not the identity at one end, {space} φ: {apart:.1f}, F' against φ_1 F φ_0⁻¹: {error:.1e}")
+    assert apart > 0.1
     assert error <= FLOW
 
 
@@ -207,7 +211,9 @@ def attention(t: Tensor, x: Tensor) -> Tensor:
 
 def test_tokens_are_more_points_of_one_space():
     x = normal(2, 3, 2)
-    assert flow_difference(attention, shear(hump), x, 0, 1, **FINE) <= FLOW
+    difference = flow_difference(attention, shear(hump), x, 0, 1, **FINE)
+    print(f"attention on three tokens: {difference:.1e}")
+    assert difference <= FLOW
     assert flow_difference(attention, shear(lambda t: t), x, 0, 1, **ROUGH) > 0.1
     # The frame of a token depends on no other token; the field does mix them.
     moved = x.clone()
