@@ -16,7 +16,7 @@ from .terminal import visible
 
 
 # Seconds without a word after which the line is there; and between two looks.
-PAUSE, PERIOD = 1.0, 0.25
+PAUSE, PERIOD = 0.5, 0.25
 # What moves nothing on a terminal: colours, erasing to the end of a line, and whether the cursor is seen.
 STAYING = re.compile(r"\x1b\[[0-9;?]*[Khlm]")
 # Of everything that is written to the terminal, by whatever thread, also from within a handler of signals.
@@ -53,9 +53,12 @@ class Status:
         """Look again and again whether there is something to say."""
         while not self.ended.wait(PERIOD):
             with _lock:
-                seconds = time.monotonic() - self.began
-                if self.is_free and time.monotonic() - self.last >= PAUSE and not self.ended.is_set():
-                    self._show(f"{visible(self.words[-1])}, {seconds:.0f} s")
+                now = time.monotonic()
+                is_silent = now - self.last >= PAUSE and not self.ended.is_set()
+                if is_silent and self.is_free:
+                    self._show(f"{visible(self.words[-1])}, {now - self.began:.0f} s")
+            if is_silent and not self.is_free:
+                refresh_bars()
 
     def give_way(self, text: str = "") -> None:
         """Leave an empty line to somebody who writes a text there."""
@@ -75,6 +78,15 @@ class Status:
             self.terminal.write(blank + line)
             self.terminal.flush()
             self.shown = line
+
+
+def refresh_bars() -> None:
+    """Have the bars on the terminal, which wait for their next step, show how long they have been there."""
+    if (library := sys.modules.get("tqdm")) is not None:  # importing it would take its time
+        for bar in list(library.tqdm._instances):
+            # Others are just being made, or have not appeared yet.
+            if hasattr(bar, "start_t") and bar.last_print_t >= bar.start_t + bar.delay:
+                bar.refresh()
 
 
 class Watched:
