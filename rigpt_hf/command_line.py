@@ -19,6 +19,7 @@ import typer
 
 from .extras import advice
 from .help import App
+from .status import status
 from .stops import leave_to_program
 from .terminal import Console, Output, safe_output, silenced, visible
 
@@ -191,7 +192,8 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             for name, check in checks:
                 check(values.get(name), typed[name], values)
-            with silenced() if quiet else nullcontext():
+            is_for_programs = any(values.get(name) for name in ("json", "json_file"))
+            with silenced() if quiet else nullcontext() if is_for_programs else status():
                 return function(*args, **values)
         except ValueError as error:
             error.args = (as_typed(str(error), typed, values), *error.args[1:])

@@ -22,6 +22,7 @@ from rigpt_hf.checkpoints.workers import together
 from rigpt_hf.checkpoints.written import look
 from rigpt_hf.symmetry.tokens import SymmetricTraining
 from rigpt_hf.symmetry.tokens.training import representation_of
+from rigpt_hf.terminal import say
 
 from .averaging import WeightAverage
 from .build import build_model, build_optimizer, check_run, ensure_data, open_windows, recompute_activations_
@@ -39,7 +40,7 @@ from .diagnostics import (
 from .facts import check_facts
 from .folder import Lock, StopRequests, check_owner, check_place, claim
 from .options import PretrainOptions
-from .records import LOG, OWNER, Records, RunReport, check_results, write_results
+from .records import LOG, OWNER, Records, RunReport, check_results, in_words, write_results
 from .saving import Background, GroupWorkers, TrainingState, stored_weights
 from .schedule import make_schedule
 from .sharding import (
@@ -168,6 +169,8 @@ class PretrainingRun:
         report = RunReport(self.step, self.step)
         self._on_main(lambda: claim(self.output, self._facts(), self.owner))
         self._on_main(lambda: self.records.cut(self.step))
+        if self.progress and self.rank == 0:
+            say(in_words(self.options, self.plain.num_parameters(), self.manifest.splits["train"].tokens, self.step))
         if options.report_to:
             self.accelerator.init_trackers("pretrain")
         peak = peak_flops(self.device, PRECISIONS[options.mixed_precision]) * self.world

@@ -21,6 +21,7 @@ from rigpt_hf.checkpoints.written import file_sha256, json_sha256, look, parse_j
 from rigpt_hf.pictures.style import encoded
 from rigpt_hf.pictures.training import plot_losses
 
+from .options import PretrainOptions
 from .shards import SLOWER, StoredShards
 
 
@@ -49,6 +50,18 @@ class RunReport:
     validation: list[tuple[int, float]] = field(default_factory=list)
     model_folder: Path | None = None
     symmetry_distance: float | None = None
+
+
+def in_words(options: PretrainOptions, parameters: int, tokens: int, done: int) -> str:
+    """Two lines on a run that begins after `done` steps: what is trained on what, for how long, and where to."""
+    start = "random weights" if options.init_from is None else options.init_from
+    data = options.data_dir if options.data is None else f"{options.data}, in {options.data_dir}"
+    after = f", going on after step {done}" if done else ""
+    return (
+        f"A {options.model_kind} of {parameters:,} parameters, from {start}, on {tokens:,} tokens of {data}\n"
+        f"{options.max_steps} steps of {options.global_batch_size} windows of {options.context_length} tokens{after}; "
+        f"written to {options.output_dir}"
+    )
 
 
 class Records:

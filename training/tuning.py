@@ -16,7 +16,7 @@ import torch
 import transformers
 import trl
 from accelerate import PartialState
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils import logging
 
 from rigpt_hf import __version__
@@ -54,6 +54,15 @@ from .working import (
 MEASURED = 256  # examples of the training data, where none are held out
 
 logger = logging.get_logger(__name__)
+
+
+class Bar(ProgressCallback):
+    """A bar that has the loss behind it, where that of the library prints all that is logged."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **others: Any) -> None:
+        """Show the loss of an entry of the log."""
+        if self.training_bar is not None and "loss" in (logs or {}):
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
 
 
 class Tuner(trl.SFTTrainer):
@@ -361,8 +370,11 @@ def make_trainer(
             f"{','.join(options.lora_target_modules)!r}: {' '.join(str(error).split())}"
         ) from error
     trainer.checkpoints_kept = options.save_total_limit
-    if options.quiet:
-        trainer.remove_callback(PrinterCallback)
+    # What they print of each entry is in the log, and of the last one in the table.
+    for printing in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printing)
+    if not options.quiet:
+        trainer.add_callback(Bar)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise ValueError("`accelerate` must be configured for data parallelism, got FSDP or DeepSpeed. Use DDP.")
     return trainer

@@ -316,7 +316,8 @@ def _run(jobs: list[EvaluationJob], cache: Cache, console: Console, batch: int) 
     """Measure what is not in the cache yet; returns a line for each failure, by its key."""
     errors = {}
     columns = [*Progress.get_default_columns(), TimeElapsedColumn()]
-    with Progress(*columns, console=console) as progress:
+    shown = Console(stderr=True, quiet=console.quiet)
+    with Progress(*columns, console=shown, disable=not shown.is_terminal) as progress:
         bar = progress.add_task("measuring", total=len(jobs))
         # How many windows a measurement needs only it knows; that they move says that it is alive.
         windows = progress.add_task("windows", total=None)
@@ -342,7 +343,7 @@ def _run(jobs: list[EvaluationJob], cache: Cache, console: Console, batch: int) 
                     errors[job.key] = one_line(error)
                 if job.key in errors:
                     line = f"{job.task}, {' and '.join(job.models)}: {errors[job.key]}"
-                    console.print(Text(line, style="red"))
+                    shown.print(Text(line, style="red"))
             progress.advance(bar)
     return errors
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..status import doing
 from .precision import in_own_precision
 from .routes import Routing, differing_routes, on_routes, recorded_routes
 from .weights import weights_sha256
@@ -60,6 +61,7 @@ def random_input_ids(
 
 
 @torch.no_grad()
+@doing("Computing logits")
 def record_logits(
     model: Any,
     input_ids: torch.Tensor,

@@ -17,6 +17,7 @@ import torch
 
 from ..configuration_rigpt import RiGPTConfig
 from ..modeling_rigpt import RiGPTForCausalLM
+from ..status import doing
 from .dequantized import dequantized, in_words, method_of
 from .named import check_rigpt, load
 from .read import load_config, load_gguf, load_tokenizer, local_folder, quiet_loading
@@ -148,8 +149,8 @@ class OpenedModel:
                 given.
         """
         dtype = dtype or self.dtype
-        tensors = {name: self.weights.make(name, dtype) for name in self.weights.shapes}
-        with quiet_loading():
+        with doing(f"Loading {self.name}"), quiet_loading():
+            tensors = {name: self.weights.make(name, dtype) for name in self.weights.shapes}
             model = RiGPTForCausalLM.from_pretrained(None, config=self.config, state_dict=tensors, dtype=dtype)
         return model.eval()
 

@@ -26,6 +26,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, loggi
 
 from ..command_line import OF_FILE
 from ..extras import advice
+from ..status import doing
 from ..token_symmetry_rigpt import SYMMETRY_FRAME
 from .fields import REPAIR, UNREAD, about_field, check_fields, field_with
 from .source import (
@@ -169,7 +170,7 @@ def load_model(
     if prefix:
         logger.warning(f"The names of the tensors in {source} begin with {prefix!r}, which is left out.")
         options["key_mapping"] = {f"^{re.escape(prefix)}": ""}
-    with reading(argument, source, "be a model that loads"), quiet_loading():
+    with doing(f"Loading {source}"), reading(argument, source, "be a model that loads"), quiet_loading():
         model, report = model_class.from_pretrained(
             os.fspath(source),
             config=config,
@@ -355,7 +356,7 @@ def load_gguf(folder: Path, gguf_file: str, dtype: torch.dtype, argument: str = 
     options = {}
     if hasattr(transformers, "GgufConfig"):  # releases without it always decode
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    with reading(argument, folder / gguf_file, "be a file in GGUF"), quiet_loading():
+    with doing(f"Decoding {gguf_file}"), reading(argument, folder / gguf_file, "be a file in GGUF"), quiet_loading():
         return AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=gguf_file, dtype=dtype, trust_remote_code=False, **options
         )

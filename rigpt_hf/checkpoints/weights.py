@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..status import doing
 from .source import AGAIN, check_readable, read_json, shown
 
 
@@ -366,6 +367,7 @@ def check_names(
             )
 
 
+@doing("Hashing the weights")
 def weights_sha256(model: nn.Module) -> str:
     """
     SHA-256 of a model's dtype and of all its tensors by name: name, shape, dtype, bytes.

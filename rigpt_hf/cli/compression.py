@@ -20,6 +20,7 @@ GROUPS = ("none", "32", "64", "128")
 ROUNDING, ROUNDING_FRAMES = ("gptq", "round"), ("hadamard", "own")
 # What rounding takes, in the time of the model for one token.
 PASSES_TO_CALIBRATE, PASSES_TO_ROUND, PASSES_TO_TUNE, TOKENS_OF_A_STEP = 3, 20_000, 6, 512
+SOON = 90  # seconds for which a bar says enough
 # Steps of tuning.
 STEPS = 48
 # Fewer tokens to calibrate on are not asked for: windows are full ones, and a part of a text judges.
@@ -331,9 +332,11 @@ def say_cost(model: Any, seconds_per_token: float, calibrating: int, steps: int)
     """About how long the rest takes, by how long the model took for a token just now, and what it holds in memory."""
     # In passes over a token, as measured at 135M: moments, the search for scales, steps that keep no matrix.
     passes = PASSES_TO_CALIBRATE * calibrating + PASSES_TO_ROUND + PASSES_TO_TUNE * TOKENS_OF_A_STEP * steps
-    gigabytes = sum(4 * parameter.numel() for parameter in model.parameters()) * (4 if steps else 3) / 1e9
-    minutes = max(1, round(passes * seconds_per_token / 60))
-    say([f"About {minutes} minute{'s' * (minutes > 1)} more, and {gigabytes:.1f} GB of memory."])
+    size = sum(4 * parameter.numel() for parameter in model.parameters()) * (4 if steps else 3)
+    seconds = passes * seconds_per_token
+    if seconds >= SOON:
+        memory = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+        say([f"About {seconds / 60:.0f} minutes more, and {memory} of memory."])
 
 
 class Losses:

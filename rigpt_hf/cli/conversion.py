@@ -359,7 +359,8 @@ def info(
         table.add_row(frame["frame"] + where, frame["group"], str(frame["copies"]), f"{frame['dimension']:,}")
     table.add_row("all", "", "", f"{total:,}")
     console.print(table)
-    table = Table("parameter", "shape", "axes", title="Parameters and how their axes turn (frame:role)")
+    table = Table(Column("parameter", no_wrap=True), "shape", Column("axes", overflow="fold"))
+    table.title = "Parameters and how their axes turn (frame:role)"
     for name, one in axes.items():
         table.add_row(name, " x ".join(map(str, one["shape"])), ", ".join(one["axes"]))
     console.print(table)

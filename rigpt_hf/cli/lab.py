@@ -9,6 +9,7 @@ from rich.text import Text
 
 from ..command_line import WRITES
 from ..extras import require
+from ..status import doing
 from ..terminal import Console
 from .arguments import argument, flag, option
 from .common import check_file, new_file
@@ -71,7 +72,7 @@ def make(name: str, output: Path, seed: int, seen: dict[Path, list[int] | None],
     from ..lab.running import run_lab
     from ..pictures.style import encoded
 
-    with console.status(f"Making {name}"):
+    with doing(f"Making {name}"):
         shown = run_lab(name, seed)
     for each in shown:
         path = output / ("-".join(filter(None, (name, each.name))) + ".png")

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..configuration_rigpt import RiGPTConfig
 from ..frames import FrameKey, layer_of, refuse_shared_frames, table_of
+from ..status import doing
 from .contraction import Weights, views, weights_of
 
 
@@ -91,6 +92,7 @@ def translation_pairing(config: RiGPTConfig, key: FrameKey, gradient: Weights, w
     return frame.group.project(pairing)
 
 
+@doing("Computing charges")
 def charges(model: nn.Module) -> dict[str, torch.Tensor]:
     """
     The quantities that gradient flow conserves, by frame: one per generator that is a symmetric matrix.

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
+from tqdm.auto import tqdm
+
+from ..status import doing
 from .files import local_documents
 
 
@@ -23,10 +26,11 @@ COPIED = 13
 RULER = "---"  # underlines the headings that NumPy's style of docstring puts above a table of arguments
 
 
+@doing("Gathering documentation")
 def gather_documentation(
     max_bytes: int,
     seed: int = 0,
-    tick: Callable[[int], None] = lambda n: None,
+    tick: Callable[[int], None] | None = None,
     roots: list[Path] | None = None,
     part: Literal["all", "training", "held-out"] = "all",
 ) -> list[str]:
@@ -38,7 +42,7 @@ def gather_documentation(
     Args:
         max_bytes: Where to stop. All paragraphs are found first, so that the sample does not favour any package.
         seed: Of the shuffle.
-        tick: Called with the number of files read since the last call.
+        tick: Called with the number of files read since the last call, instead of the bar on a terminal.
         roots: Folders to search; the standard library and the installed packages if not given.
         part: Which paragraphs: those to train on; the eighth that their own hash holds out, so that it is the same
             however they are shuffled, but for those that share 13 words in a row with one to train on; or all.
@@ -48,8 +52,11 @@ def gather_documentation(
     seen: set[bytes] = set()
     passages: list[str] = []
     others: list[str] = []
-    for path in _files(roots):
-        tick(1)
+    files = list(_files(roots))
+    hidden = None if tick is None else True
+    for path in tqdm(files, "Gathering documentation", unit="file", leave=False, delay=1, disable=hidden):
+        if tick:
+            tick(1)
         for passage in _passages(path):
             digest = hashlib.blake2b(passage.encode(), digest_size=16).digest()
             if digest not in seen:

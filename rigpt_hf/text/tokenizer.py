@@ -17,6 +17,7 @@ from ..checkpoints.logits import longest_of
 from ..checkpoints.opened import Stored
 from ..checkpoints.read import load_tokenizer as load
 from ..checkpoints.read import reading
+from ..status import doing
 from .corpus import gather_documentation
 from .files import local_documents
 
@@ -101,6 +102,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[in
     )["input_ids"]
 
 
+@doing("Training a tokenizer")
 def train_tokenizer(passages: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with an end-of-text token; of at most `LARGEST` tokens."""
     if vocabulary > LARGEST:  # the library makes room for all of them first
@@ -109,7 +111,10 @@ def train_tokenizer(passages: list[str], vocabulary: int) -> PreTrainedTokenizer
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=vocabulary,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,  # which goes to standard output
     )
     tokenizer.train_from_iterator(map(_cut, passages), trainer, length=len(passages))
     return PreTrainedTokenizerFast(

@@ -50,6 +50,14 @@ def test_convert_verify_info_export_and_back(done, gpt2_folder, tmp_path):
     done("verify", gpt2_folder, tmp_path / "back")
 
 
+def test_names_of_parameters_are_whole_where_there_is_little_room(done, tmp_path):
+    tiny_model(post_norm=True, qk_norm=True).save_pretrained(tmp_path / "rigpt")
+    out = done("info", tmp_path / "rigpt", "--json", tmp_path / "info.json", columns=80)
+    names = json.loads((tmp_path / "info.json").read_text())["axes"]
+    assert max(map(len, names)) > 36 and all(f" {name} " in out for name in names)
+    assert "…" not in out and max(len(line) for line in out.splitlines() if line[:1] in ("│", "┏", "└")) <= 80
+
+
 def test_an_export_goes_where_it_can(rigpt, gpt2_folder, done, tmp_path, caplog):
     done("convert", gpt2_folder, tmp_path / "rigpt", "--dropout", "none")
     caplog.clear()

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rigpt_hf.checkpoints.opened import find_model
-from rigpt_hf.cli.compression import texts_for
+from rigpt_hf.cli.compression import say_cost, texts_for
 from rigpt_hf.quantization import calibration
 from rigpt_hf.quantization.calibration import held_out_tokens, window_losses
 from rigpt_hf.text.sources import documents
@@ -141,3 +141,14 @@ def test_what_is_simulated_comes_back_with_the_folder(done, folders, tmp_path):
     config["quantization_config"]["recipe"]["seed"] = 1  # other signs of what turns the neurons
     (tmp_path / "q/config.json").write_text(json.dumps(config))
     assert losses_of(tmp_path / "q", folders / "rigpt") != losses
+
+
+def test_costs_are_said_in_units_that_fit_or_not_at_all(capsys):
+    model = torch.nn.Linear(1000, 2500, bias=False)
+    for seconds, steps, said in (
+        (1e-3, 0, ""),
+        (0.01, 0, "About 4 minutes more, and 30 MB of memory.\n"),
+        (0.01, 48, "About 28 minutes more, and 40 MB of memory.\n"),
+    ):
+        say_cost(model, seconds, 1000, steps)
+        assert capsys.readouterr().out == said

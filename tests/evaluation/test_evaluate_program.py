@@ -45,6 +45,13 @@ def test_the_command(models, tmp_path):
     assert (tmp_path / "out/report.html").stat().st_size > 10_000
 
 
+def test_standard_output_has_results_alone(models, tmp_path):
+    """In a file there is no progress at all; a terminal has it on standard error."""
+    done = run("-m", "rigpt_hf.cli", *command(models, tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "perplexity" in done.stdout and "━" not in done.stdout and "measuring" not in done.stdout + done.stderr
+
+
 def test_a_failed_measurement_shows_in_the_exit_code(models, tmp_path):
     suite = tmp_path / "suite.yaml"
     first = (models / "suite.yaml").read_text().partition("  - {metric: outliers")[0]

@@ -17,3 +17,9 @@ def test_words_of_great_length_are_cut_for_the_trainer_alone(monkeypatch):
     assert "".join(parts) == f"A cat.\n\n{word} {' ' * 5000}B." and plain == ["Plain text of a book."]
     assert len(parts) > 300 and max(map(len, parts)) < 2100
     assert made.decode(tokenizer.encode(made, [word[:5000]])[0]) == word[:5000]
+
+
+def test_making_one_says_nothing(capfd):
+    """The library's own bars would be on standard output, from outside of Python."""
+    tokenizer.train_tokenizer(["A cat.", "A dog."] * 1000, 300)
+    assert capfd.readouterr() == ("", "")

@@ -348,8 +348,9 @@ def test_the_command_line(options, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     choice = options()
     words = [choice.model, choice.data, choice.output_dir, "--max-steps=2", "--context-length=24", "--cpu"]
+    words += ["--logging-steps=1"]
     assert program.main(words) == 0
-    shown = capsys.readouterr().out
+    shown, progress = capsys.readouterr()
     report = json.loads((tmp_path / "out" / "finetune.json").read_text())["result"]
     assert f"Before: loss {report['loss_before']:.4f}" in shown
     assert f"Written to {tmp_path / 'out'}" in shown
@@ -357,6 +358,8 @@ def test_the_command_line(options, tmp_path, capsys, monkeypatch):
         assert f"{report[name]:.4f}" in shown and f"{math.exp(report[name]):.2f}" in shown
     for part in (report["measured_on"], f"{report['tokens']:,}", f"{report['parameters']:,}", report["seconds"]):
         assert str(part) in shown, part
+    assert "{" not in shown, "entries of the log are in no table"
+    assert "2/2 [" in progress and "loss=" in progress
     table, _, below = shown.partition("└")
     assert "before" in table and "parameters" not in table, "counts have no before and after"
     told = f"All {report['parameters']:,} parameters were trained on {report['tokens']:,} tokens in 2 steps, in "

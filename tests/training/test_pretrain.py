@@ -329,3 +329,14 @@ def test_kurtosis_and_operations(data, tmp_path):
     run = loop.PretrainingRun(make_options(data, tmp_path), progress=False)
     matrices = sum(p.numel() for p in run.plain.parameters() if p.dim() == 2)
     assert flops_per_token(run.plain, 16) == 6 * matrices + 12 * 2 * 16 * 16
+
+
+def test_before_it_trains_a_run_says_what_on_what_and_where_to(data, tmp_path, capsys):
+    model = loop.PretrainingRun(make_options(data, tmp_path / "run", max_steps=5)).plain
+    trained = f"A rigpt of {model.num_parameters():,} parameters, from random weights, on 20,000 tokens of {data}\n"
+    for steps, after in ((5, ""), (7, ", going on after step 5")):
+        options = make_options(data, tmp_path / "run", max_steps=steps, allow_changes=True)
+        loop.PretrainingRun(options).train()
+        said = capsys.readouterr()
+        assert said.out == f"{trained}{steps} steps of 4 windows of 16 tokens{after}; written to {tmp_path / 'run'}\n"
+        assert "Pretraining" in said.err
