@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -172,8 +173,28 @@ def test_a_strict_build(fault, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     index = (tmp_path / "out/search/search_index.js").read_text(encoding="utf-8")
     assert "must not replace what is read" in index and "must be a bicycle" not in index
+    solved = 0
     for page in (tmp_path / "out").rglob("*.html"):
-        fetched = re.findall(
-            r'<(?:script|link|img)[^>]*(?:src|href)="(https?://[^"]+)', page.read_text(encoding="utf-8")
-        )
+        text = page.read_text(encoding="utf-8")
+        fetched = re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?://[^"]+)', text)
         assert not fetched, f"{page.name} fetches {fetched}"
+        shown = re.sub(r"<(pre|code|script|title)\b.*?</\1>|<[^>]*>", " ", text, flags=re.DOTALL)
+        front = [words for words in ("boost:", "\\begin", "\\langle", "$x", "d^2") if words in shown]
+        assert not front, f"{page.name} shows {front} as it is written"
+        solved += len(re.findall(r"<details>.*?<li>.*?<math.*?</details>", text, re.DOTALL))
+    assert solved == 7, "solutions of chapters are no lists with formulas"
+
+
+@pytest.mark.skipif(not find_spec("latex2mathml"), reason="needs the extra `docs`")
+def test_a_formula_that_would_not_be_drawn_ends_the_build():
+    from mkdocs.exceptions import PluginError
+
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="page.md"))
+
+    def content(formula: str) -> str:
+        return hooks.on_page_content(f'<div class="arithmatex">\\[{formula}\\]</div>', page, None, None)
+
+    drawn = content(r"\begin{aligned} x &amp;= \big\langle a \big\rangle \\ y &amp;\mathrel{+}= b \end{aligned}")
+    assert drawn.count("<mtr>") == 2 and "amp" not in drawn and "\\" not in drawn
+    with pytest.raises(PluginError, match=r"page.md.*\\unheard"):
+        content(r"x = \unheard{a}")

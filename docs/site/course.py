@@ -28,7 +28,7 @@ def page(name: str, notebook: Any) -> dict[str, str | bytes]:
     for cell in notebook["cells"]:
         source = joined(cell["source"])
         if cell["cell_type"] == "markdown":
-            lines += [source, ""]
+            lines += [source.replace("<details>", '<details markdown="1">'), ""]
             continue
         lines += ["```python", source, "```", ""]
         for output in cell.get("outputs", ()):

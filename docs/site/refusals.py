@@ -210,6 +210,7 @@ def words(node: ast.AST) -> str:
     return f"number of {name}" if is_number else name
 
 
+# A message that is pasted finds its refusal, and a few words a page that explains.
 INTRODUCTION = """---
 search:
   boost: 0.8
