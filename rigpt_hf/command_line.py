@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ import typer
 from .extras import advice
 from .help import App
 from .stops import leave_to_program
-from .terminal import Console, Output, safe_output, silenced, visible
+from .terminal import Console, Output, answering, safe_output, silenced, visible
 
 
 # Typer has a copy of Click of its own or uses Click's, depending on its version: the class is the parent of this one.
@@ -45,8 +46,10 @@ PATIENCE = 10.0
 ACCESS_TOKEN = re.compile(
     r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[\w.-]{30,}|api_org_[A-Za-z0-9]{30,})"
 )
-# Marks in the annotation of a parameter: a path that is read, or one that is written or replaced.
-READS, WRITES = "reads", "writes"
+# Marks in the annotation of a parameter: a path that is read, one that is written or replaced, and one that is written
+# unless it is `STDOUT`, where standard output takes it and nothing else.
+READS, WRITES, ANSWERS = "reads", "writes", "answers"
+STDOUT = Path("-")
 
 
 # What launchers tell the processes that they start.
@@ -54,6 +57,10 @@ NUMBER = r"-?\d{1,9}"
 LAUNCHED = dict.fromkeys(("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"), NUMBER) | {
     "ACCELERATE_MIXED_PRECISION": "no|fp16|bf16|fp8"
 }
+
+
+# The words that a person typed behind the name of the program, see [`typed_again`].
+_typed: ContextVar[tuple[str, ...]] = ContextVar("_typed", default=())
 
 
 class Terminated(BaseException):
@@ -83,6 +90,7 @@ def execute(app: typer.Typer, name: str, arguments: list[str] | None = None) -> 
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     words = hyphenated([argument for argument in arguments if argument != "--debug"])
+    _typed.set(tuple(words))
     try:
         check_environment()
         # Outside of its standalone mode Typer raises what it would otherwise draw in a box, and returns exit codes.
@@ -115,6 +123,12 @@ def execute(app: typer.Typer, name: str, arguments: list[str] | None = None) -> 
         if not isinstance(error, (ValueError, OSError)):
             message = f"{type(error).__name__}: {message}. To see where it comes from, say {name} --debug ..."
         return fail(name, message)
+
+
+def typed_again(verb: str, without: str = "") -> list[str]:
+    """The command that runs, by its words, less one of them; nothing where nobody typed one."""
+    words = [ACCESS_TOKEN.sub("[token]", word) for word in _typed.get() if word != without]
+    return ["rigpt", *([] if words[:1] == [verb] else [verb]), *words] if words else []
 
 
 def check_environment() -> None:
@@ -153,7 +167,7 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     A function for `typer.Typer.command` that writes to nothing it reads, whose errors say what a person typed, and
     that has an option `--quiet`.
 
-    Paths are known by the marks `READS` and `WRITES` in annotations. A function among the marks is a check that needs
+    Paths are known by the marks `READS`, `WRITES` and `ANSWERS` in annotations. A function among the marks is a check that needs
     no heavy import: it is called with the value, what a person calls it, and all values, before the function itself.
 
     Raises:
@@ -182,7 +196,9 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **values: Any) -> Any:
         quiet = values.pop("quiet", False) if adds_quiet else values.get("quiet")
-        read, written = ([name for name, mark in marked.items() if mark == kind] for kind in (READS, WRITES))
+        answers = any(mark == ANSWERS and values.get(name) == STDOUT for name, mark in marked.items())
+        writes = (WRITES,) if answers else (WRITES, ANSWERS)
+        read, written = ([name for name, mark in marked.items() if mark in kinds] for kinds in ((READS,), writes))
         named = {typed.get(name, name): value for name, value in values.items()}
         check_text(named)
         check_seed(named)
@@ -191,7 +207,7 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             for name, check in checks:
                 check(values.get(name), typed[name], values)
-            with silenced() if quiet else nullcontext():
+            with silenced() if quiet else nullcontext(), answering() if answers else nullcontext():
                 return function(*args, **values)
         except ValueError as error:
             error.args = (as_typed(str(error), typed, values), *error.args[1:])
@@ -361,6 +377,9 @@ def usage_message(error: Any, name: str) -> str:
     if (typed := getattr(error, "option_name", None)) and error.ctx and hasattr(error, "possibilities"):
         error.possibilities = like_option(typed, error.ctx.command)
     message = " ".join(error.format_message().split()).rstrip(".").replace(": Value error, ", ": ")
+    if typed and (lacking := re.search(r"requires (an argument|\d+ arguments)$", message)):
+        count = "a value" if lacking[1] == "an argument" else lacking[1].replace("arguments", "values")
+        message = f"`{typed}` must have {count} behind it, got none"
     # What was typed is repeated by the library as a whole.
     message = re.sub(r"'[^']{81,}'|\S{81,}", lambda match: f"{match[0][:77]}...", message)
     return f"{message}{'' if message.endswith('?') else '.'} See {path} --help"

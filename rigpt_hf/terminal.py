@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,33 @@ def silenced() -> Iterator[None]:
         finally:
             Console.silent = silent
             logging.disable(level)
+
+
+_answers: list[Any] = []
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """
+    Inside, standard output is for what [`answer`] is given: no table or remark is said, and what others print goes to
+    standard error, where progress and warnings are.
+    """
+    silent, stream = Console.silent, sys.stdout
+    with redirect_stdout(sys.stderr):
+        Console.silent = True
+        _answers.append(stream)
+        try:
+            yield
+        finally:
+            _answers.pop()
+            Console.silent = silent
+
+
+def answer(text: str) -> None:
+    """Write what a program asked for to standard output."""
+    stream = _answers[-1] if _answers else sys.stdout
+    stream.write(text)
+    stream.flush()
 
 
 @contextmanager

@@ -39,7 +39,7 @@ from .arguments import (
     option,
     suits_format,
 )
-from .common import as_given, check_device, check_file, report, save_json, say, to_dtype
+from .common import as_given, check_device, check_json, report, save_json, say, to_dtype
 
 
 def demo(options: DemoOptions):
@@ -221,7 +221,7 @@ def verify(
 
     if text is not None and random_tokens:
         raise ValueError(f"`text` and `random_tokens` exclude each other, got {str(text)!r}. Leave one of them out.")
-    seen = check_file(json_file, "json", force)
+    seen = check_json(json_file, force)
     models = find_model(a, argument="a", revision=revision_a), find_model(b, argument="b", revision=revision_b)
     common_tokens(*models)
     if text is not None:
@@ -264,7 +264,7 @@ def families(json_file: JsonFile = None, force: ForceFile = False):
         said = {tied: f"{more:+.2%}" if more >= 5e-5 else "nothing" for tied, more in by_tie.items()}
         return said[True] if said[True] == said[False] else f"{said[True]}, untied {said[False]}"
 
-    seen, rows = check_file(json_file, "json", force), overview()
+    seen, rows = check_json(json_file, force), overview()
     console = Console()
     exports = Column("exports to", min_width=max(map(len, TARGETS)))
     table = Table("family", Column("class", no_wrap=True), "parameters", Column("products", max_width=9), exports)
@@ -322,7 +322,7 @@ def info(
     from ..frames import table_of
     from ..symmetry.tokens import TokenSymmetry
 
-    seen = check_file(json_file, "json", force)
+    seen = check_json(json_file, force)
     is_folder = gguf_file is None and not Path(source).is_file()
     config, called, notes = load_config(source, revision=revision) if is_folder else None, "", tuple[str, ...]()
     verb = "rotate" if isinstance(config, RiGPTConfig) else "convert"

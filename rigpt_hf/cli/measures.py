@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from ..command_line import READS, WRITES
 from ..terminal import Console, say_next
 from .arguments import AnySource, ForceFile, GgufFile, JsonFile, Revision, are_numbers, flag, numbers, option
-from .common import as_given, check_file, check_picture, save_json, save_picture, say
+from .common import as_given, check_json, check_picture, save_json, save_picture, say
 
 
 # Orders farther from 1 than this show steps too large for the theory, not its failure.
@@ -57,7 +57,7 @@ def charges(
 
     if picture is not None and not measure:
         raise ValueError(f"`picture` shows what is measured, got {str(picture)!r} without `--measure`. Add it.")
-    seen, seen_json = check_picture(picture, force), check_file(json_file, "json", force)
+    seen, seen_json = check_picture(picture, force), check_json(json_file, force)
     rates = numbers(learning_rates, "learning_rates")
     step_counts(rates, time, weight_decay)
     if text is not None and not measure:

@@ -15,7 +15,7 @@ from ..command_line import READS, WRITES
 from ..extras import require
 from ..terminal import Console, say_next
 from .arguments import ANY, AnySource, Device, ForceFile, GgufFile, JsonFile, Revision, argument, one_of, option
-from .common import as_json, check_device, check_file, check_picture, new_files, save_json, save_picture, say
+from .common import as_given, check_device, check_file, check_json, check_picture, new_files, save_json, save_picture, say
 
 
 # Width of a bar in a table, in characters, and what an empty one stands for.
@@ -71,7 +71,7 @@ def fingerprint(
         raise ValueError(f"`sources` must be different models, got {', '.join(names)}. Name each once.")
     places = [output] if len(sources) == 1 else [None if output is None else output / name for name in names]
     seen = [check_file(place, "output", force) for place in places]
-    seen_json = check_file(json_file, "json", force)
+    seen_json = check_json(json_file, force)
     prints: list[Fingerprint] = []
     with new_files() as begin:
         for source, place, before in zip(sources, places, seen, strict=True):
@@ -80,9 +80,8 @@ def fingerprint(
                 begin(place, "output", before).write_bytes(made.to_bytes())
             prints.append(made)
         apart = [[one.distance(other) for other in prints] for one in prints]
-        if json_file is not None:
-            facts = {"sources": sources, "facts": [dict(one.facts) for one in prints], "distances": apart}
-            begin(json_file, "json", seen_json).write_text(as_json(facts), encoding="utf-8")
+        facts = {"sources": sources, "facts": [dict(one.facts) for one in prints], "distances": apart}
+        save_json(facts, json_file, seen_json, begin)
     console = Console()
     table = Table("", "model", "class", "parameters", "layers", "numbers", title="Fingerprints")
     for index, (source, one) in enumerate(zip(sources, prints, strict=True), 1):
@@ -137,7 +136,7 @@ def identify(
         raise ValueError(f"`nearest` must be at least 1, got {nearest}.")
     if not against.is_dir():
         raise ValueError(f"`against` must be a folder of fingerprints, got {str(against)!r}. Make it first.")
-    seen = check_file(json_file, "json", force)
+    seen = check_json(json_file, force)
     found = nearest_of(_print_of(source, revision, gguf_file, fingerprint_of), against, nearest)
     if others := fingerprints_in(against)[1]:
         such = f"or a damaged one, such as {others[0].name}"
@@ -201,7 +200,7 @@ def diff(
 
     check_device(device, "float64")
     seen = check_picture(picture, force)
-    seen_json = check_file(json_file, "json", force)
+    seen_json = check_json(json_file, force)
     seen_transformation = check_file(save_transformation, "save_transformation", force)
     models = open_model(a, argument="a", revision=revision_a), open_model(b, argument="b", revision=revision_b)
     notes = shared_tokens(*(model.place for model in models))
@@ -234,8 +233,7 @@ def diff(
         say([f"No transformation is in {save_transformation}, as none was looked for: {reason}"])
     facts = {"a": a, "b": b} | comparison.to_dict() | {"certificate": certificate and certificate.to_dict()}
     with new_files() as begin:
-        if json_file is not None:
-            begin(json_file, "json", seen_json).write_text(as_json(facts), encoding="utf-8")
+        save_json(facts, json_file, seen_json, begin)
         if save_transformation is not None and comparison.transformation is not None:
             place = begin(save_transformation, "save_transformation", seen_transformation)
             place.write_bytes(comparison.transformation.to_bytes())
