@@ -38,6 +38,8 @@ INNER = {"output_dir": "output", "target": "to", "model": "a", "reference": "b",
     "text_column": "data_options",
     "separator": "data_options",
 }
+# What a message of the library calls an argument that no program has.
+UNTYPED = {"`token` must": "The token of `hf auth login` or `HF_TOKEN` must"}
 # What a message says after this is about a file.
 OF_FILE = "`config.json` with possible values"
 # Seconds that a process of several waits before it says why it failed: a launcher ends it when the main one has.
@@ -167,8 +169,9 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     A function for `typer.Typer.command` that writes to nothing it reads, whose errors say what a person typed, and
     that has an option `--quiet`.
 
-    Paths are known by the marks `READS`, `WRITES` and `ANSWERS` in annotations. A function among the marks is a check that needs
-    no heavy import: it is called with the value, what a person calls it, and all values, before the function itself.
+    Paths are known by the marks `READS`, `WRITES` and `ANSWERS` in annotations. A function among the marks is a check
+    that needs no heavy import: it is called with the value, what a person calls it, and all values, before the function
+    itself.
 
     Raises:
         ValueError: if a path to write to is one to read from, lies in one, or holds one; or if two are the same; or as
@@ -341,6 +344,8 @@ def as_typed(message: str, typed: Mapping[str, str], values: Mapping[str, Any]) 
     def spell(match: re.Match) -> str:
         return f"`{typed.get(inner.get(match[1], match[1])) or typed.get(match[1], match[1])}`"
 
+    for name, said in UNTYPED.items():
+        message = message.replace(name, said)
     # What is said of the values in a file calls them as the file does; and two names may be those of one list.
     before, of_file, after = message.partition(OF_FILE)
     return re.sub(r"(`[^`]+`) and \1", r"all of \1", re.sub(r"`(\w+)`", spell, before)) + of_file + after

@@ -10,6 +10,7 @@ from typer.core import TyperCommand
 # The class of Typer's own copy of Click or of Click itself.
 UsageError: Any = typer.BadParameter.__mro__[1]
 
+
 class Command(TyperCommand):
     """A verb or program with such a help."""
 

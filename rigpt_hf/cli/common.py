@@ -9,8 +9,8 @@ from typing import Any
 from ..checkpoints.disk import folders_above
 from ..checkpoints.folder import amend_record, check_file
 from ..checkpoints.folder import new_file as whole_file
-from ..extras import require
 from ..command_line import STDOUT
+from ..extras import require
 from ..terminal import Console, answer, say_next
 
 
@@ -19,6 +19,16 @@ def to_dtype(name: str | None) -> Any:
     import torch
 
     return None if name is None else getattr(torch, name)
+
+
+def is_rigpt_too(stored: Any) -> bool:
+    """Whether a [`Stored`] can be opened as a RiGPT."""
+    from ..checkpoints.opened import opened
+
+    try:
+        return bool(opened(stored))
+    except ValueError:
+        return False
 
 
 def check_device(device: str | None, dtype: str | None = None):
