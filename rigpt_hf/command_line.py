@@ -170,8 +170,8 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     that has an option `--quiet`.
 
     Paths are known by the marks `READS`, `WRITES` and `ANSWERS` in annotations. A function among the marks is a check
-    that needs no heavy import: it is called with the value, what a person calls it, and all values, before the function
-    itself.
+    that needs no heavy import: it is called with the value, what a person calls it, and all values, before the
+    function itself.
 
     Raises:
         ValueError: if a path to write to is one to read from, lies in one, or holds one; or if two are the same; or as

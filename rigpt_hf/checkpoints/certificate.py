@@ -227,8 +227,9 @@ class Certificate:
 
 
 def _folded(value: str, width: int) -> str:
-    """A value behind `width` characters in lines of at most `COLUMNS`."""
-    return f"\n{' ' * width}".join(textwrap.wrap(value, COLUMNS - width, break_on_hyphens=False))
+    """A value behind `width` characters in lines of at most `COLUMNS`, but for words that are longer, such as paths."""
+    whole = {"break_on_hyphens": False, "break_long_words": False}
+    return f"\n{' ' * width}".join(textwrap.wrap(value, COLUMNS - width, **whole))
 
 
 def tolerance_of(*dtypes: str) -> float:
