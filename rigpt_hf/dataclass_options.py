@@ -124,7 +124,7 @@ def command(options: type[T], run: Callable[[T], Any], *, presets: Path | None =
                 context.default_map |= read_config(find_preset(name, presets), declared, preset_names(presets))
             except ValueError as error:  # in the words of whoever types it
                 said = str(error).replace("`config`", "`--config`", 1)
-                raise ValueError(said.replace(" Try --help.", f" See {context.command_path} --help.")) from error
+                raise ValueError(said.replace(" Try --help.", f" See {context.command_path} --help")) from error
         return names
 
     known = ", ".join(preset_names(presets))

@@ -227,7 +227,7 @@ class Certificate:
 
 
 def _folded(value: str, width: int) -> str:
-    """A value behind `width` characters in lines of at most `COLUMNS`, but for words that are longer, such as paths."""
+    """A value behind `width` characters in lines of at most `COLUMNS`, but for longer words, such as paths."""
     whole = {"break_on_hyphens": False, "break_long_words": False}
     return f"\n{' ' * width}".join(textwrap.wrap(value, COLUMNS - width, **whole))
 

@@ -177,7 +177,7 @@ def use_of(report: Any, folder: Path, base: str | None) -> tuple[object, ...]:
         return "rigpt", "generate", model, "TEXT", "--adapter", folder
     has_tokenizer = any(file.path == "tokenizer_config.json" for file in report.files)
     verb, *text = ("generate", "TEXT") if has_tokenizer else ("info",)
-    branch = () if report.branch == "main" else ("--revision", report.branch)
+    branch = () if report.revision == "main" else ("--revision", report.revision)
     return "rigpt", verb, report.repo_id, *text, *branch
 
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from rigpt_hf.terminal import Console, notices_after, notices_held, say_notices
+from tests.checkpoints.folders import save_tokenizer
 from tests.cli.conftest import in_one_line
 from tests.cli.folders import tensors
+from tests.models import tiny_config, tiny_model
 
 
 @pytest.mark.parametrize(
@@ -24,7 +26,7 @@ from tests.cli.folders import tensors
         ("transport v.safetensors out", "got none of these. Add `--from MODEL --to MODEL`, or `--transformation FILE"),
         ("transport v.safetensors out --transformation T", "got 'T' without one. Add `--from MODEL`."),
         ("pretrain --config smok", "`--config` must be a readable YAML file or a preset, got 'smok': No such file or"),
-        ("pretrain --config smok", "Did you mean 'smoke'? See rigpt pretrain --help."),
+        ("pretrain --config smok", "Did you mean 'smoke'? See rigpt pretrain --help"),
         ("pretrain --max-steps 0", "`--max-steps` must be at least 1, got 0. Take 500, as without it."),
         ("publish A me/x", "The token of `hf auth login` or `HF_TOKEN` must be an access token of the Hub, got none."),
         ("publish gone me/x", "`FOLDER` must be the folder of a saved model, got 'gone': no such folder. Check the"),
@@ -62,7 +64,7 @@ def test_a_card_in_a_copy_is_known_to_be_one(rigpt, folders, tmp_path):
     shutil.copytree(tmp_path / "model", tmp_path / "copy", copy_function=shutil.copyfile)
     for force in ((), ("--force",)):
         line = in_one_line(rigpt("card", tmp_path / "copy", *force))
-        assert "which may be a copy. Move or remove it yourself, then say this again." in line
+        assert "changed or copied there. Move or remove it yourself, then say this again." in line
     (tmp_path / "copy/README.md").unlink()
     assert rigpt("card", tmp_path / "copy")[0] == 0
 
@@ -89,10 +91,11 @@ def test_a_notice_that_is_held_twice_is_said_once(caplog):
     assert [record.message for record in caplog.records] == ["kept"] and logger.propagate and not logger.handlers
 
 
-def test_an_export_says_once_that_its_head_is_another(rigpt, folders, tmp_path, caplog, monkeypatch):
+def test_an_export_says_once_that_its_head_is_another(rigpt, tmp_path, caplog, monkeypatch):
     """And who only lists what would be published hears nothing of it."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(folders / "rigpt", "model")
+    tiny_model(embedding_size=tiny_config().hidden_size).save_pretrained("model")
+    save_tokenizer(tmp_path / "model")
 
     def unlike_a_gain(stored):
         weight = stored["model.project_out.weight"]
