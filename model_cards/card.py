@@ -316,13 +316,14 @@ def write_card(
     """
     path = Path(folder) / CARD
     seen = look(path)
+    if seen and not is_replaceable(path):
+        rule = "no card, or one that this program wrote there and nobody has changed since" if force else "no card yet"
+        raise ValueError(
+            f"`folder` must have {rule}, got {str(path)!r}, which somebody wrote, changed or copied there. Move or "
+            "remove it yourself, then say this again."
+        )
     if seen and not force:
         raise ValueError(f"`folder` must have no card yet, got {str(path)!r}. Pass `force=True` to replace it.")
-    if seen and not is_replaceable(path):
-        raise ValueError(
-            f"`folder` must have no card, or one that this program wrote there and nobody has changed since, got "
-            f"{str(path)!r}. Move or remove it yourself."
-        )
     if folder.is_dir():
         check_writable(path, "folder")
     text = card_text(folder, repo_id=repo_id, results=results, metadata=metadata)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ from .extras import advice
 from .help import App
 from .status import status
 from .stops import leave_to_program
-from .terminal import Console, Output, safe_output, silenced, visible
+from .terminal import Console, Output, answering, safe_output, silenced, visible
 
 
 # Typer has a copy of Click of its own or uses Click's, depending on its version: the class is the parent of this one.
@@ -38,6 +39,8 @@ INNER = {"output_dir": "output", "target": "to", "model": "a", "reference": "b",
     "text_column": "data_options",
     "separator": "data_options",
 }
+# What a message of the library calls an argument that no program has.
+UNTYPED = {"`token` must": "The token of `hf auth login` or `HF_TOKEN` must"}
 # What a message says after this is about a file.
 OF_FILE = "`config.json` with possible values"
 # Seconds that a process of several waits before it says why it failed: a launcher ends it when the main one has.
@@ -46,8 +49,10 @@ PATIENCE = 10.0
 ACCESS_TOKEN = re.compile(
     r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[\w.-]{30,}|api_org_[A-Za-z0-9]{30,})"
 )
-# Marks in the annotation of a parameter: a path that is read, or one that is written or replaced.
-READS, WRITES = "reads", "writes"
+# Marks in the annotation of a parameter: a path that is read, one that is written or replaced, and one that is written
+# unless it is `STDOUT`, where standard output takes it and nothing else.
+READS, WRITES, ANSWERS = "reads", "writes", "answers"
+STDOUT = Path("-")
 
 
 # What launchers tell the processes that they start.
@@ -55,6 +60,10 @@ NUMBER = r"-?\d{1,9}"
 LAUNCHED = dict.fromkeys(("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"), NUMBER) | {
     "ACCELERATE_MIXED_PRECISION": "no|fp16|bf16|fp8"
 }
+
+
+# The words that a person typed behind the name of the program, see [`typed_again`].
+_typed: ContextVar[tuple[str, ...]] = ContextVar("_typed", default=())
 
 
 class Terminated(BaseException):
@@ -84,6 +93,7 @@ def execute(app: typer.Typer, name: str, arguments: list[str] | None = None) -> 
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     words = hyphenated([argument for argument in arguments if argument != "--debug"])
+    _typed.set(tuple(words))
     try:
         check_environment()
         # Outside of its standalone mode Typer raises what it would otherwise draw in a box, and returns exit codes.
@@ -116,6 +126,12 @@ def execute(app: typer.Typer, name: str, arguments: list[str] | None = None) -> 
         if not isinstance(error, (ValueError, OSError)):
             message = f"{type(error).__name__}: {message}. To see where it comes from, say {name} --debug ..."
         return fail(name, message)
+
+
+def typed_again(verb: str, without: str = "") -> list[str]:
+    """The command that runs, by its words, less one of them; nothing where nobody typed one."""
+    words = [ACCESS_TOKEN.sub("[token]", word) for word in _typed.get() if word != without]
+    return ["rigpt", *([] if words[:1] == [verb] else [verb]), *words] if words else []
 
 
 def check_environment() -> None:
@@ -154,8 +170,9 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     A function for `typer.Typer.command` that writes to nothing it reads, whose errors say what a person typed, and
     that has an option `--quiet`.
 
-    Paths are known by the marks `READS` and `WRITES` in annotations. A function among the marks is a check that needs
-    no heavy import: it is called with the value, what a person calls it, and all values, before the function itself.
+    Paths are known by the marks `READS`, `WRITES` and `ANSWERS` in annotations. A function among the marks is a check
+    that needs no heavy import: it is called with the value, what a person calls it, and all values, before the
+    function itself.
 
     Raises:
         ValueError: if a path to write to is one to read from, lies in one, or holds one; or if two are the same; or as
@@ -183,7 +200,9 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **values: Any) -> Any:
         quiet = values.pop("quiet", False) if adds_quiet else values.get("quiet")
-        read, written = ([name for name, mark in marked.items() if mark == kind] for kind in (READS, WRITES))
+        answers = any(mark == ANSWERS and values.get(name) == STDOUT for name, mark in marked.items())
+        writes = (WRITES,) if answers else (WRITES, ANSWERS)
+        read, written = ([name for name, mark in marked.items() if mark in kinds] for kinds in ((READS,), writes))
         named = {typed.get(name, name): value for name, value in values.items()}
         check_text(named)
         check_seed(named)
@@ -192,8 +211,9 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             for name, check in checks:
                 check(values.get(name), typed[name], values)
-            is_for_programs = any(values.get(name) for name in ("json", "json_file"))
-            with silenced() if quiet else nullcontext() if is_for_programs else status():
+            is_for_programs = answers or values.get("json") is True
+            said = silenced() if quiet else nullcontext() if is_for_programs else status()
+            with said, answering() if answers else nullcontext():
                 return function(*args, **values)
         except ValueError as error:
             error.args = (as_typed(str(error), typed, values), *error.args[1:])
@@ -327,6 +347,8 @@ def as_typed(message: str, typed: Mapping[str, str], values: Mapping[str, Any]) 
     def spell(match: re.Match) -> str:
         return f"`{typed.get(inner.get(match[1], match[1])) or typed.get(match[1], match[1])}`"
 
+    for name, said in UNTYPED.items():
+        message = message.replace(name, said)
     # What is said of the values in a file calls them as the file does; and two names may be those of one list.
     before, of_file, after = message.partition(OF_FILE)
     return re.sub(r"(`[^`]+`) and \1", r"all of \1", re.sub(r"`(\w+)`", spell, before)) + of_file + after
@@ -363,6 +385,9 @@ def usage_message(error: Any, name: str) -> str:
     if (typed := getattr(error, "option_name", None)) and error.ctx and hasattr(error, "possibilities"):
         error.possibilities = like_option(typed, error.ctx.command)
     message = " ".join(error.format_message().split()).rstrip(".").replace(": Value error, ", ": ")
+    if typed and (lacking := re.search(r"requires (an argument|\d+ arguments)$", message)):
+        count = "a value" if lacking[1] == "an argument" else lacking[1].replace("arguments", "values")
+        message = f"`{typed}` must have {count} behind it, got none"
     # What was typed is repeated by the library as a whole.
     message = re.sub(r"'[^']{81,}'|\S{81,}", lambda match: f"{match[0][:77]}...", message)
     return f"{message}{'' if message.endswith('?') else '.'} See {path} --help"

@@ -120,7 +120,11 @@ def command(options: type[T], run: Callable[[T], Any], *, presets: Path | None =
         # Eager, so that every other option finds what the files say in the place of its default.
         context.default_map = {}
         for name in names or ():
-            context.default_map |= read_config(find_preset(name, presets), declared, preset_names(presets))
+            try:
+                context.default_map |= read_config(find_preset(name, presets), declared, preset_names(presets))
+            except ValueError as error:  # in the words of whoever types it
+                said = str(error).replace("`config`", "`--config`", 1)
+                raise ValueError(said.replace(" Try --help.", f" See {context.command_path} --help")) from error
         return names
 
     known = ", ".join(preset_names(presets))

@@ -7,12 +7,24 @@ import typer
 from typer.core import TyperCommand
 
 
+# The class of Typer's own copy of Click or of Click itself.
+UsageError: Any = typer.BadParameter.__mro__[1]
+
+
 class Command(TyperCommand):
     """A verb or program with such a help."""
 
     def __init__(self, *args: Any, **settings: Any):
         # As text, not as a table, in whose narrow columns long names end in dots.
         super().__init__(*args, **settings | {"rich_markup_mode": None})
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """As ever; a fault that is found while words are told apart belongs to this command, too."""
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
 
     def format_help_text(self, ctx: Any, formatter: Any):
         """What it does; lines after a backspace are not joined."""

@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,9 @@ def say(text: object) -> None:
 
 
 def say_next(*commands: Iterable[object]) -> None:
-    """Name commands, each in words, that a person may want next."""
+    """Name commands, each in words, that a person may want next; those without words are none."""
     console = Console(soft_wrap=True)
-    for number, words in enumerate(commands):
+    for number, words in enumerate(filter(None, commands)):
         # A path that begins like an option would be taken for one.
         plain = (f"./{word}" if isinstance(word, Path) and str(word)[0] == "-" else str(word) for word in words)
         line = shlex.join(plain)
@@ -87,6 +87,33 @@ def silenced() -> Iterator[None]:
             logging.disable(level)
 
 
+_answers: list[Any] = []
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """
+    Inside, standard output is for what [`answer`] is given: no table or remark is said, and what others print goes to
+    standard error, where progress and warnings are.
+    """
+    silent, stream = Console.silent, sys.stdout
+    with redirect_stdout(sys.stderr):
+        Console.silent = True
+        _answers.append(stream)
+        try:
+            yield
+        finally:
+            _answers.pop()
+            Console.silent = silent
+
+
+def answer(text: str) -> None:
+    """Write what a program asked for to standard output."""
+    stream = _answers[-1] if _answers else sys.stdout
+    stream.write(text)
+    stream.flush()
+
+
 @contextmanager
 def notices_after(*names: str) -> Iterator[None]:
     """Holds back what loggers of these names say until all is done; if it is refused, the reason is all there is."""
@@ -99,16 +126,15 @@ def notices_after(*names: str) -> Iterator[None]:
 def notices_held(*names: str) -> Iterator[list[logging.LogRecord]]:
     """Collects what loggers of these names say, for [`say_notices`] or for nobody."""
     loggers, held = list(map(logging.getLogger, names)), logging.handlers.MemoryHandler(sys.maxsize, sys.maxsize)
-    before = [logger.propagate for logger in loggers]
+    # Whoever holds them outside of this block gets them once, when they are said.
+    before = [(logger.propagate, logger.handlers) for logger in loggers]
     for logger in loggers:
-        logger.propagate = False
-        logger.addHandler(held)
+        logger.propagate, logger.handlers = False, [held]
     try:
         yield held.buffer
     finally:
-        for logger, propagate in zip(loggers, before, strict=True):
-            logger.removeHandler(held)
-            logger.propagate = propagate
+        for logger, state in zip(loggers, before, strict=True):
+            logger.propagate, logger.handlers = state
 
 
 def say_notices(notices: list[logging.LogRecord]) -> None:

@@ -142,7 +142,9 @@ def read_rows(data: str, split: str = "train", config: str | None = None, revisi
             )
         return Rows(local_reader(path, split), data)
     if files.reader_of(data) or data.count("/") > 1 or data.startswith((".", "/", "~")):
-        raise ValueError(f"`data` must be a file, a folder or the id of a data set, got {data!r}: no such file.")
+        raise ValueError(
+            f"`data` must be a file, a folder or the id of a data set, got {data!r}: no such file. Check the path."
+        )
     try:
         table = datasets.load_dataset(data, split=split, name=config, revision=revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:

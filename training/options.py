@@ -3,7 +3,7 @@
 import importlib.util
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,7 +33,10 @@ def check(options: Any, rule: Rule, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if value is not None and not rule[1](value):
-            raise ValueError(f"`{name}` must be {rule[0]}, got {value}.")
+            usual = next((field.default for field in fields(options) if field.name == name), None)
+            is_usual = isinstance(usual, (int, float)) and not isinstance(usual, bool) and rule[1](usual)
+            advice = f"Take {usual}, as without it" if is_usual else "Take another, or leave it out"
+            raise ValueError(f"`{name}` must be {rule[0]}, got {value}. {advice}.")
 
 
 @dataclass

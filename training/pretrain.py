@@ -11,6 +11,7 @@ checkpoint. What a run on several processes reads is best made before it begins,
 import os
 import sys
 
+from rigpt_hf.command_line import typed_again
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.terminal import say, say_next
 from rigpt_hf.training.options import PRESETS, PretrainOptions
@@ -41,6 +42,7 @@ def pretrain(options: PretrainOptions) -> None:
     """Prepare the data, or train and say what came of it."""
     if options.prepare_only:
         say(prepare_data(options))
+        say_next(typed_again("pretrain", without="--prepare-only"))
         return
     from rigpt_hf.training.kinds import KINDS
     from rigpt_hf.training.loop import PretrainingRun
@@ -53,6 +55,8 @@ def pretrain(options: PretrainOptions) -> None:
     if run.accelerator.is_main_process:
         if report.model_folder is None:
             say(f"Stopped after step {report.steps}, with a checkpoint. The same command goes on from there.")
+            if run.accelerator.num_processes == 1:
+                say_next(typed_again("pretrain"))
         else:
             last = f"validation loss {report.validation[-1][1]:.4f}" if report.validation else "nothing left to do"
             say(f"{report.steps} steps, {last}. Written to {report.model_folder}")

@@ -54,8 +54,9 @@ class Certificate:
         loss_difference (`float`): `loss_b - loss_a`.
         dtype (`str`): of the second model's weights and arithmetic; source_dtype: of the first's.
         tolerance (`float`): of the coarser of the two dtypes.
-        inputs (`dict`): shape, number of tokens compared, SHA-256 of the ids, the seed if they were drawn, and of
-            positions and tokens of the vocabulary how many were `checked`, and how many there are.
+        inputs (`dict`): shape, number of tokens compared, SHA-256 of the ids, the seed if they were drawn or what
+            `text` they are of if that is known, and of positions and tokens of the vocabulary how many were `checked`,
+            and how many there are.
         source, target (`str`): what was compared.
         versions (`dict[str, str]`): of Python and the libraries involved.
         weights_sha256 (`str`): of the second model's weights, see [`weights_sha256`]; nothing if they were not
@@ -188,7 +189,7 @@ class Certificate:
 
     def __str__(self) -> str:
         shape = " x ".join(str(size) for size in self.inputs["shape"])
-        drawn = f"random, seed {self.inputs['seed']}" if "seed" in self.inputs else "given"
+        drawn = f"random, seed {self.inputs['seed']}" if "seed" in self.inputs else self.inputs.get("text", "given")
         # On random tokens every model loses about the logarithm of its vocabulary, which looks broken unexplained.
         loss = "loss on random tokens" if "seed" in self.inputs else "loss"
         checked: dict[str, list[int]] = self.inputs.get("checked", {})
@@ -226,8 +227,9 @@ class Certificate:
 
 
 def _folded(value: str, width: int) -> str:
-    """A value behind `width` characters in lines of at most `COLUMNS`."""
-    return f"\n{' ' * width}".join(textwrap.wrap(value, COLUMNS - width, break_on_hyphens=False))
+    """A value behind `width` characters in lines of at most `COLUMNS`, but for longer words, such as paths."""
+    whole = {"break_on_hyphens": False, "break_long_words": False}
+    return f"\n{' ' * width}".join(textwrap.wrap(value, COLUMNS - width, **whole))
 
 
 def tolerance_of(*dtypes: str) -> float:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..checkpoints.source import is_free, is_model, is_model_or_file
-from ..command_line import READS, WRITES, did_you_mean
+from ..command_line import ANSWERS, READS, WRITES, did_you_mean
 
 
 # What options take, in words; modules that need torch have the same lists.
@@ -161,5 +161,9 @@ Force = Annotated[
 ForceFiles = Annotated[
     bool, flag("force", "Replace files and a model in OUTPUT that this program wrote and nobody changed.")
 ]
-JsonFile = Annotated[Path | None, option("File for what is shown, for other programs.", "none", name="--json"), WRITES]
+JsonFile = Annotated[
+    Path | None,
+    option("What is shown, for other programs: a file, or - for standard output.", "none", name="--json"),
+    ANSWERS,
+]
 ForceFile = Annotated[bool, flag("force", "Replace files that this program wrote and nobody changed.")]

@@ -9,8 +9,9 @@ from typing import Any
 from ..checkpoints.disk import folders_above
 from ..checkpoints.folder import amend_record, check_file
 from ..checkpoints.folder import new_file as whole_file
+from ..command_line import STDOUT
 from ..extras import require
-from ..terminal import Console, say_next
+from ..terminal import Console, answer, say_next
 
 
 def to_dtype(name: str | None) -> Any:
@@ -18,6 +19,16 @@ def to_dtype(name: str | None) -> Any:
     import torch
 
     return None if name is None else getattr(torch, name)
+
+
+def is_rigpt_too(stored: Any) -> bool:
+    """Whether a [`Stored`] can be opened as a RiGPT."""
+    from ..checkpoints.opened import opened
+
+    try:
+        return bool(opened(stored))
+    except ValueError:
+        return False
 
 
 def check_device(device: str | None, dtype: str | None = None):
@@ -155,17 +166,34 @@ def as_json(facts: Any) -> str:
     return json.dumps(json.loads(json.dumps(facts), parse_constant=lambda _: None), indent=2) + "\n"
 
 
-def save_json(facts: Any, path: Path | None, seen: list[int] | None):
-    """Write facts to a file, if there is a name for one; `seen` is what [`check_file`] gave of it."""
-    if path is not None:
-        with new_file(path, "json", seen) as place:
+def check_json(path: Path | None, force: bool) -> list[int] | None:
+    """[`check_file`] of a file of JSON; standard output may always be written to."""
+    return None if path == STDOUT else check_file(path, "json", force)
+
+
+def save_json(facts: Any, path: Path | None, seen: list[int] | None, begin: Any = None):
+    """
+    Write facts to a file, or to standard output, if one of them is asked for.
+
+    Args:
+        facts: What JSON can hold.
+        path: The file.
+        seen: What [`check_json`] gave of it.
+        begin: Of [`new_files`], if it is one of them.
+    """
+    if path == STDOUT:
+        answer(as_json(facts))
+    elif path is not None:
+        with nullcontext(begin(path, "json", seen)) if begin else new_file(path, "json", seen) as place:
             place.write_text(as_json(facts), encoding="utf-8")
 
 
 def say(notes: Iterable[str]) -> None:
     """Remarks on models that must stand beside the results."""
+    console = Console()
     for note in notes:
-        Console().print(note, markup=False, highlight=False, soft_wrap=True)
+        # On a terminal words stay whole; elsewhere each stays in one line.
+        console.print(note, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def report(certificate: Any, output: Path, *commands: Iterable[object]):

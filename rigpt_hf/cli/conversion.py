@@ -39,7 +39,7 @@ from .arguments import (
     option,
     suits_format,
 )
-from .common import as_given, check_device, check_file, report, save_json, say, to_dtype
+from .common import as_given, check_device, check_json, is_rigpt_too, report, save_json, say, to_dtype
 
 
 def demo(options: DemoOptions):
@@ -61,10 +61,13 @@ def demo(options: DemoOptions):
         from ..demo.symmetry import run_symmetry_demo
 
         run_symmetry_demo(options)
+        say_next(("rigpt", "lab", "symmetry"))
         return
     from ..demo.run import run_demo
 
     run_demo(options)
+    model = options.folder / "model"
+    say_next(("rigpt", "generate", model, "TEXT"), ("rigpt", "rotate", model, "OUTPUT"))
 
 
 def convert(
@@ -221,13 +224,13 @@ def verify(
 
     if text is not None and random_tokens:
         raise ValueError(f"`text` and `random_tokens` exclude each other, got {str(text)!r}. Leave one of them out.")
-    seen = check_file(json_file, "json", force)
+    seen = check_json(json_file, force)
     models = find_model(a, argument="a", revision=revision_a), find_model(b, argument="b", revision=revision_b)
     common_tokens(*models)
     if text is not None:
-        input_ids = text_ids(models[0], text)
+        input_ids, read = text_ids(models[0], text), f"of {text}"
     else:
-        input_ids = None if random_tokens else documentation_ids(*models)
+        input_ids, read = None if random_tokens else documentation_ids(*models), "of the documentation of Python"
     say([note for model in models for note in model.notes])
     first, second = (model.load(to_dtype(dtype)) for model in models)
     certificate = certify(first, second, input_ids, seed=seed)
@@ -236,14 +239,20 @@ def verify(
     if (least := min(sizes.values())) < sizes[longer]:
         say([f"Of the {sizes[longer]:,} tokens of {longer} the first {least:,} are compared; the other has no more."])
     source, target = f"{a} ({certificate.source})", f"{b} ({certificate.target})"
-    said = replace(certificate, source=source, target=target)
+    inputs = certificate.inputs | ({} if input_ids is None else {"text": read})
+    said = replace(certificate, source=source, target=target, inputs=inputs)
     Console().print(str(said), highlight=False, markup=False, soft_wrap=True)
     save_json(said.to_dict(), json_file, seen)
     if not certificate.passed:
         error, most = certificate.relative_logit_error, certificate.tolerance
         # Last, as it is what the exit code means.
         say([f"The two are not one function: logits differ by {error:.2g} of the largest, rounding by {most:.0e}."])
-        say_next(("rigpt", "diff", a, b, *as_given(revision_a=revision_a, revision_b=revision_b)))
+    of_the_two = a, b, *as_given(revision_a=revision_a, revision_b=revision_b)
+    if all(map(is_rigpt_too, models)):
+        say_next(("rigpt", "diff", *of_the_two))
+    else:
+        say_next(("rigpt", "verify", *of_the_two, "--random-tokens", "--seed", seed + 1, *as_given(dtype=dtype)))
+    if not certificate.passed:
         raise typer.Exit(1)
 
 
@@ -264,7 +273,7 @@ def families(json_file: JsonFile = None, force: ForceFile = False):
         said = {tied: f"{more:+.2%}" if more >= 5e-5 else "nothing" for tied, more in by_tie.items()}
         return said[True] if said[True] == said[False] else f"{said[True]}, untied {said[False]}"
 
-    seen, rows = check_file(json_file, "json", force), overview()
+    seen, rows = check_json(json_file, force), overview()
     console = Console()
     exports = Column("exports to", min_width=max(map(len, TARGETS)))
     table = Table("family", Column("class", no_wrap=True), "parameters", Column("products", max_width=9), exports)
@@ -322,7 +331,7 @@ def info(
     from ..frames import table_of
     from ..symmetry.tokens import TokenSymmetry
 
-    seen = check_file(json_file, "json", force)
+    seen = check_json(json_file, force)
     is_folder = gguf_file is None and not Path(source).is_file()
     config, called, notes = load_config(source, revision=revision) if is_folder else None, "", tuple[str, ...]()
     verb = "rotate" if isinstance(config, RiGPTConfig) else "convert"

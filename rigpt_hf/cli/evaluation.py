@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..checkpoints.source import is_model
-from ..command_line import READS, WRITES, check_apart
+from ..command_line import READS, WRITES, check_apart, typed_again
 from ..extras import needs
 from ..terminal import Console, say_next
 from .arguments import DTYPES, Device, argument, one_of, option
@@ -90,7 +90,7 @@ def evaluate(
     ]
     called = tuple(name.strip() for name in names.split(","))
     if len(called) != 2 or not all(called):
-        raise ValueError(f"`names` must be two names with a comma, got {names!r}.")
+        raise ValueError(f"`names` must be two names with a comma, got {names!r}. Write them as new,old.")
     console = Console(markup=False)
     options = EvaluateOptions(
         model=model,
@@ -122,7 +122,11 @@ def evaluate(
         console.print(on_terminal(results))
         where = f"Report in {output / 'report.html'}, all intervals in {output / 'table.md'}"
         console.print(where, markup=False, soft_wrap=True)
-        if kinds[0] == "rigpt" and dtype is None and not failures(results):  # a card is of weights as they are stored
+        if failures(results):  # what was measured stays
+            say_next(typed_again("evaluate"))
+        elif kinds[0] == "rigpt" and dtype is None:  # a card is of weights as they are stored
             say_next(("rigpt", "card", model, "--results", output / "results.json"))
+        else:
+            say_next(("rigpt", "generate", model, "TEXT"))
     if failures(results):
         raise typer.Exit(1)

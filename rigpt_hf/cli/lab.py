@@ -10,14 +10,17 @@ from rich.text import Text
 from ..command_line import WRITES
 from ..extras import require
 from ..status import doing
-from ..terminal import Console
+from ..terminal import Console, say_next
 from .arguments import argument, flag, option
-from .common import check_file, new_file
+from .common import as_given, check_file, new_file
+
+
+FOLDER = Path("runs/lab")
 
 
 def lab(
     name: Annotated[str | None, argument("Which one, or all.", "none: list them all")] = None,
-    output: Annotated[Path, option("Folder for the pictures."), WRITES] = Path("runs/lab"),
+    output: Annotated[Path, option("Folder for the pictures."), WRITES] = FOLDER,
     seed: Annotated[int, option("Of everything that is drawn at random.")] = 0,
     force: Annotated[bool, flag("force", "Replace pictures that this program wrote and nobody changed.")] = False,
 ):
@@ -35,13 +38,15 @@ def lab(
     from ..lab.registry import LABS, file_names, is_there
     from ..lab.registry import lab as known
 
-    console = Console(soft_wrap=True)
+    console = Console()
+    console.soft_wrap = not console.is_terminal  # on a terminal words stay whole
     if name is None:
         table = Table("lab", "what is to be seen", "pictures")
         for each, entry in LABS.items():
             there = is_there(entry)
             table.add_row(each, entry.line, str(len(file_names(each))) if there else "not in this version")
         console.print(table)
+        say_next(following(output))
         return
     require("pictures")
     names = list(LABS) if name == "all" else [name]
@@ -64,7 +69,22 @@ def lab(
             console.print(Text(f"{each}: {error}"))
     if failed:
         console.print(f"Not made: {', '.join(failed)}.")
+        say_next(("rigpt", "lab"))
         raise typer.Exit(1)
+    say_next(following(output, None if name == "all" else name))
+
+
+def following(output: Path, name: str | None = None) -> tuple[str, ...]:
+    """The command for the next lab, behind this one, whose pictures are not there; or for the list."""
+    from ..lab.registry import LABS, file_names, is_there
+
+    known = list(LABS)
+    start = known.index(name) + 1 if name in LABS else 0
+    elsewhere = as_given(output=None if output == FOLDER else output)
+    for each in (*known[start:], *known[:start]):
+        if is_there(LABS[each]) and not any((output / file).exists() for file in file_names(each)):
+            return "rigpt", "lab", each, *elsewhere
+    return "rigpt", "lab"
 
 
 def make(name: str, output: Path, seed: int, seen: dict[Path, list[int] | None], console: Console):

@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from ..command_line import READS, WRITES
 from ..terminal import Console, say_next
 from .arguments import AnySource, ForceFile, GgufFile, JsonFile, Revision, are_numbers, flag, numbers, option
-from .common import as_given, check_file, check_picture, save_json, save_picture, say
+from .common import as_given, check_json, check_picture, save_json, save_picture, say
 
 
 # Orders farther from 1 than this show steps too large for the theory, not its failure.
@@ -57,7 +57,7 @@ def charges(
 
     if picture is not None and not measure:
         raise ValueError(f"`picture` shows what is measured, got {str(picture)!r} without `--measure`. Add it.")
-    seen, seen_json = check_picture(picture, force), check_file(json_file, "json", force)
+    seen, seen_json = check_picture(picture, force), check_json(json_file, force)
     rates = numbers(learning_rates, "learning_rates")
     step_counts(rates, time, weight_decay)
     if text is not None and not measure:
@@ -88,9 +88,18 @@ def charges(
         input_ids = random_input_ids(config.vocab_size, min(config.max_position_embeddings, 64), seed=seed)
     with torch.enable_grad():
         drift = charge_drift(model, input_ids, learning_rates=rates, time=time, weight_decay=weight_decay)
-    show_drift(drift, console)
+    is_astray = show_drift(drift, console)
     save_json(facts | {"drift": asdict(drift)}, json_file, seen_json)
     save_picture(picture, seen, lambda: plot_drift(drift))
+    same = as_given(text=text, revision=revision, gguf_file=gguf_file)
+    if is_astray:
+        shorter = {"learning_rates": ",".join(f"{rate / 4:g}" for rate in rates), "time": f"{time / 4:g}"}
+        decay = {"weight_decay": weight_decay or None}
+        say_next(("rigpt", "charges", source, "--measure", *as_given(**shorter, **decay), *same))
+    elif weight_decay == 0:
+        say_next(("rigpt", "charges", source, "--measure", "--weight-decay", 0.5, *same))
+    else:
+        say_next(("rigpt", "canonicalize", source, "OUTPUT", *as_given(revision=revision, gguf_file=gguf_file)))
 
 
 def measured(value: float, form: str) -> str:
@@ -98,8 +107,8 @@ def measured(value: float, form: str) -> str:
     return "-" if isnan(value) else format(value, form)
 
 
-def show_drift(drift: Any, console: Console):
-    """A table of what `charge_drift` measured."""
+def show_drift(drift: Any, console: Console) -> bool:
+    """A table of what `charge_drift` measured; whether some of it shows steps that are too large."""
     columns = [*(f"step {descent.learning_rate:g}" for descent in drift.descents), "order"]
     decays = drift.weight_decay > 0
     table = Table(Column("frame", no_wrap=True), *columns, *(["decay", "predicted"] if decays else []))
@@ -116,3 +125,4 @@ def show_drift(drift: Any, console: Console):
             f"Not near 1 in {', '.join(astray)}: these steps do not follow the flow. Lower --learning-rates (and "
             "--time with them)."
         )
+    return bool(astray)

@@ -152,11 +152,14 @@ def check_together(text: Path | None, picture: Path | None, points: int, learn: 
     if picture is not None and text is None:
         raise ValueError(f"`picture` shows the loss on a text, got {str(picture)!r} without one. Add `--text FILE`.")
     if points < 2:
-        raise ValueError(f"`points` must be at least 2, the two ends, got {points}.")
-    if learn is not None and (learn < 1 or text is None or unaligned):
+        raise ValueError(f"`points` must be at least 2, the two ends, got {points}. Take 11, as without it.")
+    if learn is not None and learn < 1:
+        raise ValueError(f"`learn` must be a number of steps, at least 1, got {learn}. Take 400, or leave it out.")
+    if learn is not None and text is None:
+        raise ValueError(f"`learn` needs a text to learn on, got {learn} without one. Add `--text FILE`.")
+    if learn is not None and unaligned:
         raise ValueError(
-            f"`learn` must be a number of steps on a `text`, after an alignment, got {learn} with `text={text}` and "
-            f"`unaligned={unaligned}`. Add `--text FILE`, or leave it out."
+            f"`learn` goes on from an alignment, got {learn} beside `unaligned`. Leave one of the two out."
         )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import combinations, groupby
 from math import log10
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,17 @@ from ..command_line import READS, WRITES
 from ..extras import require
 from ..terminal import Console, say_next
 from .arguments import ANY, AnySource, Device, ForceFile, GgufFile, JsonFile, Revision, argument, one_of, option
-from .common import as_json, check_device, check_file, check_picture, new_files, save_json, save_picture, say
+from .common import (
+    as_given,
+    check_device,
+    check_file,
+    check_json,
+    check_picture,
+    new_files,
+    save_json,
+    save_picture,
+    say,
+)
 
 
 # Width of a bar in a table, in characters, and what an empty one stands for.
@@ -58,7 +68,7 @@ def fingerprint(
 
         rigpt fingerprint model-a model-b model-c
     """
-    from ..symmetry.fingerprint import Fingerprint
+    from ..symmetry.fingerprint import Fingerprint, is_fingerprint
     from ..symmetry.fingerprint import fingerprint as fingerprint_of
 
     if len(sources) > WIDEST:
@@ -71,7 +81,7 @@ def fingerprint(
         raise ValueError(f"`sources` must be different models, got {', '.join(names)}. Name each once.")
     places = [output] if len(sources) == 1 else [None if output is None else output / name for name in names]
     seen = [check_file(place, "output", force) for place in places]
-    seen_json = check_file(json_file, "json", force)
+    seen_json = check_json(json_file, force)
     prints: list[Fingerprint] = []
     with new_files() as begin:
         for source, place, before in zip(sources, places, seen, strict=True):
@@ -80,9 +90,8 @@ def fingerprint(
                 begin(place, "output", before).write_bytes(made.to_bytes())
             prints.append(made)
         apart = [[one.distance(other) for other in prints] for one in prints]
-        if json_file is not None:
-            facts = {"sources": sources, "facts": [dict(one.facts) for one in prints], "distances": apart}
-            begin(json_file, "json", seen_json).write_text(as_json(facts), encoding="utf-8")
+        facts = {"sources": sources, "facts": [dict(one.facts) for one in prints], "distances": apart}
+        save_json(facts, json_file, seen_json, begin)
     console = Console()
     table = Table("", "model", "class", "parameters", "layers", "numbers", title="Fingerprints")
     for index, (source, one) in enumerate(zip(sources, prints, strict=True), 1):
@@ -99,7 +108,19 @@ def fingerprint(
     for place in places:
         if place is not None:
             console.print(f"Written to {place}", markup=False)
-    say_next(*((("rigpt", "identify", "MODEL", "--against", output),) if output and len(sources) > 1 else ()))
+    if output is not None:
+        say_next(("rigpt", "identify", "MODEL", "--against", output if len(sources) > 1 else output.parent))
+    else:
+        of_source = as_given(revision=revision, gguf_file=gguf_file)
+        kept = sources[0], "--output", f"{names_of(sources, '-')[0]}.fingerprint", *of_source
+        nearest = min(combinations(range(len(sources)), 2), key=lambda pair: apart[pair[0]][pair[1]], default=())
+        pair = [sources[index] for index in nearest if not is_fingerprint(sources[index])]
+        if len(pair) == 2 and not of_source:
+            say_next(("rigpt", "diff", *pair))
+        elif is_fingerprint(sources[0]):
+            say_next(("rigpt", "identify", "MODEL", "--against", Path(sources[0]).parent))
+        else:
+            say_next(("rigpt", "fingerprint", *kept))
 
 
 def _print_of(source: str, revision: str | None, gguf_file: str | None, make: Any) -> Any:
@@ -134,10 +155,10 @@ def identify(
     from ..symmetry.rates import in_words, related
 
     if nearest < 1:
-        raise ValueError(f"`nearest` must be at least 1, got {nearest}.")
+        raise ValueError(f"`nearest` must be at least 1, got {nearest}. Take {NEAREST}, as without it.")
     if not against.is_dir():
         raise ValueError(f"`against` must be a folder of fingerprints, got {str(against)!r}. Make it first.")
-    seen = check_file(json_file, "json", force)
+    seen = check_json(json_file, force)
     found = nearest_of(_print_of(source, revision, gguf_file, fingerprint_of), against, nearest)
     if others := fingerprints_in(against)[1]:
         such = f"or a damaged one, such as {others[0].name}"
@@ -152,11 +173,14 @@ def identify(
     console.print(table)
     console.print(in_words(found[0][2]), markup=False)
     save_json({"source": source, "nearest": shown}, json_file, seen)
-    name = str(found[0][1].facts["name"])
-    if found[0][2] < related() and not is_fingerprint(source) and name != source:
-        say_next(("rigpt", "diff", name, source))
-    if found[0][2] >= related():
+    _, one, distance = found[0]
+    if distance >= related():
+        say_next(("rigpt", "fingerprint", "MODEL", "--output", against / "MODEL.fingerprint"))
         raise typer.Exit(1)
+    if is_fingerprint(source) or one.facts["name"] == source:
+        say_next(("rigpt", "identify", "MODEL", "--against", against))
+    else:
+        say_next(("rigpt", "diff", one.facts["name"], source, *as_given(revision_b=revision)))
 
 
 def diff(
@@ -201,7 +225,7 @@ def diff(
 
     check_device(device, "float64")
     seen = check_picture(picture, force)
-    seen_json = check_file(json_file, "json", force)
+    seen_json = check_json(json_file, force)
     seen_transformation = check_file(save_transformation, "save_transformation", force)
     models = open_model(a, argument="a", revision=revision_a), open_model(b, argument="b", revision=revision_b)
     notes = shared_tokens(*(model.place for model in models))
@@ -234,16 +258,21 @@ def diff(
         say([f"No transformation is in {save_transformation}, as none was looked for: {reason}"])
     facts = {"a": a, "b": b} | comparison.to_dict() | {"certificate": certificate and certificate.to_dict()}
     with new_files() as begin:
-        if json_file is not None:
-            begin(json_file, "json", seen_json).write_text(as_json(facts), encoding="utf-8")
+        save_json(facts, json_file, seen_json, begin)
         if save_transformation is not None and comparison.transformation is not None:
             place = begin(save_transformation, "save_transformation", seen_transformation)
             place.write_bytes(comparison.transformation.to_bytes())
         save_picture(picture, seen, lambda: plot_comparison(comparison, f"{a} and {b}"), begin)
-    # From a model to itself there is nothing to carry.
-    is_other = comparison.verdict in ("disguise", "relative") and comparison.incomparable is None
-    if is_other and not any(model.stock for model in models) and revision_a is revision_b is None:
+    revisions = as_given(revision_a=revision_a, revision_b=revision_b)
+    are_carried = not revisions and comparison.incomparable is None
+    if comparison.verdict in ("disguise", "relative") and are_carried and not any(model.stock for model in models):
         say_next(("rigpt", "transport", "ADAPTER", "OUTPUT", "--from", a, "--to", b))
+    elif is_one:  # from a model to itself there is nothing to carry
+        say_next(("rigpt", "verify", a, b, *revisions))
+    elif comparison.verdict == "relative" and are_carried:
+        say_next(("rigpt", "merge", a, b, "OUTPUT"))
+    else:
+        say_next(("rigpt", "identify", b, "--against", "FINGERPRINTS", *as_given(revision=revision_b)))
     if not is_one:
         raise typer.Exit(1)
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 from rich.filesize import decimal
 from rich.table import Column, Table
 
-from ..command_line import READS
-from ..terminal import Console, visible
+from ..command_line import READS, typed_again
+from ..terminal import Console, say_next, visible
 from .arguments import argument, flag, option
 
 
@@ -128,6 +128,7 @@ def publish(
                 "" if "@" in pinned else ", and is built once the index has that; installed from a commit, it pins it"
             )
             console.print(f"The Space installs {pinned}{unsure}", highlight=False)
+        say_next(typed_again("publish", without="--dry-run"))
         return
     report = run(
         folder,
@@ -159,6 +160,25 @@ def publish(
                 f"The model is published at {report.url}, its Space is not: {error} The same command tries again."
             ) from error
         console.print(f"Space: {shown.url}", soft_wrap=True)
+    say_next(use_of(report, folder, base))
+
+
+def use_of(report: Any, folder: Path, base: str | None) -> tuple[object, ...]:
+    """The command that uses what was published."""
+    from ..checkpoints.source import ADAPTER, read_json
+    from ..model_cards.siblings import ADAPTERS, GGUF
+    from ..publishing.siblings import kind_of
+
+    kind = kind_of(folder)
+    if kind == GGUF:
+        return "llama-cli", "-hf", report.repo_id
+    if kind == ADAPTERS:
+        model = base or read_json(folder / ADAPTER, "folder").get("base_model_name_or_path") or "MODEL"
+        return "rigpt", "generate", model, "TEXT", "--adapter", folder
+    has_tokenizer = any(file.path == "tokenizer_config.json" for file in report.files)
+    verb, *text = ("generate", "TEXT") if has_tokenizer else ("info",)
+    branch = () if report.revision == "main" else ("--revision", report.revision)
+    return "rigpt", verb, report.repo_id, *text, *branch
 
 
 def say_files(console: Any, sizes: dict[str, int], place: str):

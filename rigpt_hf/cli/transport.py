@@ -119,12 +119,8 @@ def transport(
         check_base(settings, base)
         if source:
             warn_of_other_base(state, source)
+    check_named(source, target, transformation, base)
     known = source or target or base
-    if known is None or (transformation is None and not (source and target)):
-        raise ValueError(
-            "`source` and `target` must name the two models where there is no `transformation` in a file, and one of "
-            f"them must where there is, got {source!r} and {target!r}. Add `--from A --to B`, or `--transformation`."
-        )
     config = rigpt_config(known)
     tensors, metadata = read_tensors(state / layout.tensors if layout else state)
     architecture = ARCHITECTURES.get(config.converted_from or "")
@@ -147,6 +143,24 @@ def transport(
     report(output, layout, len(tensors), g, settings)
     if layout is LAYOUTS[0]:
         say_next(("rigpt", "generate", target or "TURNED", "TEXT", "--adapter", output))
+
+
+def check_named(source: str | None, target: str | None, transformation: Path | None, base: str | None) -> None:
+    """A `ValueError` if the two models are not known, of which one is enough beside a transformation."""
+    if transformation is not None:
+        if not (source or target or base):
+            raise ValueError(
+                f"`--from` or `--to` must name a model that the `transformation` is of, got {str(transformation)!r} "
+                "without one. Add `--from MODEL`."
+            )
+        return
+    given = {"--from": source, "--to": target}
+    if missing := [f"{name} MODEL" for name, value in given.items() if value is None]:
+        got = "".join(f"`{name}` {value!r} alone" for name, value in given.items() if value) or "none of these"
+        raise ValueError(
+            "`--from` and `--to` must name the two models, or `--transformation` the file of what lies between them, "
+            f"got {got}. Add `{' '.join(missing)}`, or `--transformation FILE`."
+        )
 
 
 def check_base(settings: Mapping[str, Any], base: Any) -> None:

@@ -26,7 +26,7 @@ from ..checkpoints.weights import MASKS, Rows, name_some, wrapper_of
 
 logger = logging.get_logger(__name__)
 
-KNOWN = "be a folder, an id on the Hub, or one file: a checkpoint of nanoGPT or llama2.c"
+KNOWN = "be a folder, an id on the Hub, or one file: a .gguf, or a checkpoint of nanoGPT or llama2.c"
 # What `model_args` may say. Forks have more options, and each of them may be another network.
 COUNT = (lambda value: type(value) is int and value >= 1, "a whole number of at least 1")
 COUNT_OR_NONE = (lambda value: value is None or COUNT[0](value), f"{COUNT[1]}, or None")

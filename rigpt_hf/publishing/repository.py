@@ -165,10 +165,15 @@ def check_that_it_loads(folder: Path, config: dict[str, Any]) -> None:
         Representation.load(folder)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def check_there(folder: Path) -> None:
+    """A `ValueError` if a folder is none."""
     if not folder.is_dir():
         problem = ", which is a file" if folder.exists() else ": no such folder"
-        raise refusal(folder, "be the folder of a saved model", problem, "")
+        raise refusal(folder, "be the folder of a saved model", problem, "Check the path.")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    check_there(folder)
     if not (folder / "config.json").is_file():
         problem = ", which has no `config.json`"
         raise refusal(folder, "be the folder of a saved model", problem, f"Save the model {SAVE}.")

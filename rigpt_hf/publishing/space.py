@@ -13,11 +13,13 @@ from huggingface_hub import HfApi, SpaceCardData
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from ..conversion.checkpoint import CONVERSION
+from ..terminal import notices_held
 from ..text.markup import literal
 from ..version import package
 from .hub import Hub
 from .notebook import PROMPT
-from .repository import model_of
+from .repository import check_there, model_of
 from .rotation_view import exported
 from .upload import PublishedReport, check_repo_id
 
@@ -123,8 +125,7 @@ def check_space(
         raise ValueError(
             "`private` is not for a model with a Space, which has no right to read it. Leave one of them out."
         )
-    if not folder.is_dir():
-        raise ValueError(f"`folder` must be the folder of a saved model, got {str(folder)!r}: no such folder.")
+    check_there(folder)
     measured = model_of(folder)
     if measured.tokenizer is None:
         raise ValueError(
@@ -132,7 +133,8 @@ def check_space(
             "`--space` out."
         )
     if baseline is None:
-        exported(measured.model, model)
+        with notices_held(CONVERSION):  # nobody keeps what is only tried
+            exported(measured.model, model)
     space_files(model, baseline=baseline)
     if token is None:
         return repo_id

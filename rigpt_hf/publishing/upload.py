@@ -18,7 +18,7 @@ from ..checkpoints.written import parse_json
 from ..model_cards.siblings import ADAPTERS, GGUF
 from .contents import PICKLES, RepositoryFile
 from .hub import Hub, check_no_token
-from .repository import is_managed, repository_files
+from .repository import check_there, is_managed, repository_files
 from .siblings import BESIDE, kind_of
 
 
@@ -110,6 +110,7 @@ def publish(
     check_revision(revision)
     check_collection(collection)
     say = console.print if console is not None else lambda text: None
+    check_there(Path(folder))  # before anybody is asked for a token
     hub = Hub(token)
     say(f"Checking {folder}")
     contents = repository_files(

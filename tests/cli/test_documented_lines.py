@@ -138,13 +138,16 @@ def test_lines_run_one_after_the_other(page, place, rigpt):
             continue
         if made := {"convert": 2, "finetune": 3}.get(words[0]):  # what other pages begin with
             shutil.rmtree(words[made], ignore_errors=True)
-        following = [words]
+        asked, following = words, [words]
         while following:
             verb, *_ = words = following.pop(0)
             options = inspect.signature(next(one for one in VERBS if one.__name__ == verb)).parameters
             briefly = [word for key, more in BRIEFLY.items() if {*key.split()} <= {*words} for word in more]
             code, out, err = rigpt(*words, *briefly, *(["--force"] if "force" in options else []))
-            assert code == 0, f"{line}\n{shlex.join(words)}\n{out}\n{err}"
+            # A verb that another names may answer no, which is what it is asked.
+            assert code == 0 or (code == 1 and verb == "diff" and words is not asked), (
+                f"{line}\n{shlex.join(words)}\n{out}\n{err}"
+            )
             tried.append(words)
             for then, *others in map(shlex.split, re.findall(r"^(?:Next: |      )rigpt (.*)", out, re.MULTILINE)):
                 verbs[then].make_context(then, hyphenated(others))

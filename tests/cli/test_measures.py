@@ -287,8 +287,11 @@ def test_charges_are_listed_and_measured(done, folders, tmp_path):
         (("merge", "model", "unrelated", "new", "--weights", "a,b"), "`--weights` must be numbers"),
         (("merge", "model", "unrelated", "new", "--method", "cubic"), "`--method` must be one of"),
         (("merge", "model", "unrelated", "new", "--picture", "p.png"), "Add `--text FILE`"),
-        (("merge", "model", "unrelated", "new", "--learn", "9"), "`--learn` must be a number of steps on a"),
-        (("merge", "model", "unrelated", "new", "--learn", "0", "--text", "text.txt"), "got 0 with"),
+        (("merge", "model", "unrelated", "new", "--learn", "9"), "`--learn` needs a text to learn on, got 9"),
+        (
+            ("merge", "model", "unrelated", "new", "--learn", "0", "--text", "text.txt"),
+            "must be a number of steps, at least 1, got 0",
+        ),
         (("merge", "model", "unrelated", "model"), "`OUTPUT` must not replace what is read, got"),
         (("charges", "model", "--picture", "p.png"), "without `--measure`"),
         (("charges", "model", "--measure", "--picture", "p.bmp"), "must end in one of"),

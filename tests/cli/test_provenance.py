@@ -101,7 +101,7 @@ def test_diff_of_stock_folders_and_of_models_of_two_depths(rigpt, done, folders,
     assert code == 1 and "B is unrelated to A" in out and "made from another" in out
     out = done("diff", folders / "model", folders / "model")
     assert out.startswith("B is A: every weight is equal.\nCertificate"), "no statistics and no table of zeros"
-    assert "Next" not in out, "there is nothing to carry from a model to itself"
+    assert "transport" not in out and "Next: rigpt verify " in out, "there is nothing to carry from a model to itself"
 
 
 def test_bars_end_full_however_soon_the_work_was_done(rigpt, folders):

@@ -70,7 +70,8 @@ def test_published_models_load_where_the_package_is_not_installed(hub, folder, t
     first, again, update, branch = (out for _, out, _ in published)
     for file in repository_files(folder, repo_id="me/tiny").files:
         assert f" {file.path} " in rehearsal and hub.files("me/tiny", commit_of(first))[file.path] == file.read()
-    assert "Left out: notes.txt" in first
+    assert "Left out: notes.txt" in first and first.endswith("\nNext: rigpt generate me/tiny TEXT\n")
+    assert branch.endswith("\nNext: rigpt generate me/tiny TEXT --revision old/one\n")
     assert commit_of(again) == commit_of(first) != commit_of(update)
     assert not any("xet" in request for request in hub.requests)
     assert len([line for line in hub.requests if "/commit/" in line]) == 3, "one commit for each that changes anything"
@@ -143,7 +144,7 @@ def test_a_space_shows_the_commit_that_was_published(hub, folder, tmp_path, rigp
         "`--space` needs a public model": [folder, "hidden", *shown],
         "`--space-repo` must be the name": [folder, "me/new", *shown, "--space-repo", "bad id"],
         "`--baseline` must be": [folder, "me/new", "--space", "--baseline", "/home/me/gpt2 x"],
-        "`token` must have the right to write": [folder, "me/new", *shown, "--space-repo", "you/theirs"],
+        "`HF_TOKEN` must have the right to write": [folder, "me/new", *shown, "--space-repo", "you/theirs"],
     }.items():
         code, _, err = rigpt("publish", *arguments)
         *bars, line = err.splitlines()
@@ -206,11 +207,11 @@ def test_what_the_hub_refuses(hub, folder, place, rigpt, monkeypatch):
     before = {repo_id: hub.files(repo_id) for repo_id in hub.repos}
     lines = {}
     for arguments, token, message in (
-        (["me/tiny"], REFUSED, r"`token` must be one that the Hub accepts"),
-        (["me/tiny"], READ, r"`token` must have the right to write, got one of 'me' that may only read"),
-        (["me/tiny"], "", r"`token` must be an access token of the Hub, got none"),
-        (["you/new"], WRITE, r"`token` must have the right to write to 'you/new'"),
-        (["you/theirs"], WRITE, r"`token` must have the right to write to 'you/theirs'"),
+        (["me/tiny"], REFUSED, r"`HF_TOKEN` must be one that the Hub accepts"),
+        (["me/tiny"], READ, r"`HF_TOKEN` must have the right to write, got one of 'me' that may only read"),
+        (["me/tiny"], "", r"`HF_TOKEN` must be an access token of the Hub, got none"),
+        (["you/new"], WRITE, r"`HF_TOKEN` must have the right to write to 'you/new'"),
+        (["you/theirs"], WRITE, r"`HF_TOKEN` must have the right to write to 'you/theirs'"),
         (["me/other"], WRITE, r"`REPO` must be new, or hold a RiGPT to update"),
         (["me/other", "--private"], WRITE, r"'me/other' is there and public"),
         (["me/bad name"], WRITE, r"`REPO` must be the name"),
@@ -220,7 +221,7 @@ def test_what_the_hub_refuses(hub, folder, place, rigpt, monkeypatch):
         lines[arguments[0]] = err
     assert "with [token]" in lines["you/new"], "the server repeats the token"
     code, _, err = rigpt("--debug", "publish", folder, "me/tiny", token=REFUSED)
-    assert code == 1 and "Traceback" in err and "`token` must be one that the Hub accepts" in err
+    assert code == 1 and "Traceback" in err and "`HF_TOKEN` must be one that the Hub accepts" in err
     assert {repo_id: hub.files(repo_id) for repo_id in hub.repos} == before
 
     assert rigpt("publish", folder, "me/other", "--force")[0] == 0

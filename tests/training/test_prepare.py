@@ -94,7 +94,9 @@ def test_data_are_made_before_the_run(words, tmp_path, capsys):
         train, held_out = (len(TokenShards(tmp_path / "data", split)) for split in ("train", "validation"))
         assert train > 5 * held_out > 0
         expected = f"{train:,} tokens to train on and {held_out:,} held out are in {tmp_path / 'data'}\n"
-        assert capsys.readouterr().out == expected
+        said, following = capsys.readouterr().out.splitlines(keepends=True)
+        assert said == expected
+        assert following.startswith("Next: rigpt pretrain --") and "prepare-only" not in following.replace("_", "-")
     assert {path.name for path in tmp_path.iterdir()} == {"book.txt", "data"}, "no run has begun"
     made = (tmp_path / "data" / "manifest.json").stat().st_mtime_ns
     assert pretrain.main(words(data_options=CUT)) == 0
@@ -155,7 +157,7 @@ def test_presets_are_found_by_name(tmp_path, monkeypatch, capsys):
     # A file of one's own comes first.
     (tmp_path / "smoke.yaml").write_text("max_steps: 99\n")
     assert parse_options(["--config", "smoke.yaml"]).max_steps == 99
-    with pytest.raises(ValueError, match="`config` must be a readable YAML file or a preset, got 'none'"):
+    with pytest.raises(ValueError, match="`--config` must be a readable YAML file or a preset, got 'none'"):
         parse_options(["--config", "none"])
     with pytest.raises(SystemExit):
         parse_options(["--help"])
