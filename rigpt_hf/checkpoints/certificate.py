@@ -228,8 +228,8 @@ class Certificate:
 
 def _folded(value: str, width: int) -> str:
     """A value behind `width` characters in lines of at most `COLUMNS`, but for longer words, such as paths."""
-    whole = {"break_on_hyphens": False, "break_long_words": False}
-    return f"\n{' ' * width}".join(textwrap.wrap(value, COLUMNS - width, **whole))
+    lines = textwrap.wrap(value, COLUMNS - width, break_on_hyphens=False, break_long_words=False)
+    return f"\n{' ' * width}".join(lines)
 
 
 def tolerance_of(*dtypes: str) -> float:

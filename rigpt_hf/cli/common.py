@@ -31,6 +31,14 @@ def is_rigpt_too(stored: Any) -> bool:
         return False
 
 
+def writes(stored: Any) -> bool:
+    """Whether `rigpt generate` takes a [`Stored`]: a folder or an id, with a tokenizer."""
+    try:
+        return not stored.is_whole and not Path(stored.name).is_file() and bool(stored.tokenizer())
+    except ValueError:
+        return False
+
+
 def check_device(device: str | None, dtype: str | None = None):
     """
     Raise a `ValueError` if PyTorch cannot put anything on this device, or only shapes without numbers, or has no such

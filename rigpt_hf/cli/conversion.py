@@ -39,7 +39,7 @@ from .arguments import (
     option,
     suits_format,
 )
-from .common import as_given, check_device, check_json, is_rigpt_too, report, save_json, say, to_dtype
+from .common import as_given, check_device, check_json, is_rigpt_too, report, save_json, say, to_dtype, writes
 
 
 def demo(options: DemoOptions):
@@ -248,9 +248,11 @@ def verify(
         # Last, as it is what the exit code means.
         say([f"The two are not one function: logits differ by {error:.2g} of the largest, rounding by {most:.0e}."])
     of_the_two = a, b, *as_given(revision_a=revision_a, revision_b=revision_b)
-    if all(map(is_rigpt_too, models)):
+    if certificate.passed and writes(models[1]):
+        say_next(("rigpt", "generate", b, "TEXT", *as_given(revision=revision_b)))
+    elif not certificate.passed and all(map(is_rigpt_too, models)):
         say_next(("rigpt", "diff", *of_the_two))
-    else:
+    else:  # other inputs
         say_next(("rigpt", "verify", *of_the_two, "--random-tokens", "--seed", seed + 1, *as_given(dtype=dtype)))
     if not certificate.passed:
         raise typer.Exit(1)

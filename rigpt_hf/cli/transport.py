@@ -119,8 +119,7 @@ def transport(
         check_base(settings, base)
         if source:
             warn_of_other_base(state, source)
-    check_named(source, target, transformation, base)
-    known = source or target or base
+    known = named_of(source, target, transformation, base)
     config = rigpt_config(known)
     tensors, metadata = read_tensors(state / layout.tensors if layout else state)
     architecture = ARCHITECTURES.get(config.converted_from or "")
@@ -145,15 +144,16 @@ def transport(
         say_next(("rigpt", "generate", target or "TURNED", "TEXT", "--adapter", output))
 
 
-def check_named(source: str | None, target: str | None, transformation: Path | None, base: str | None) -> None:
-    """A `ValueError` if the two models are not known, of which one is enough beside a transformation."""
+def named_of(source: str | None, target: str | None, transformation: Path | None, base: str | None) -> str:
+    """One of the two models; a `ValueError` if not both are known, of which one is enough beside a transformation."""
+    known = source or target or base
+    if known and transformation is not None:
+        return known
     if transformation is not None:
-        if not (source or target or base):
-            raise ValueError(
-                f"`--from` or `--to` must name a model that the `transformation` is of, got {str(transformation)!r} "
-                "without one. Add `--from MODEL`."
-            )
-        return
+        raise ValueError(
+            f"`--from` or `--to` must name a model that the `transformation` is of, got {str(transformation)!r} "
+            "without one. Add `--from MODEL`."
+        )
     given = {"--from": source, "--to": target}
     if missing := [f"{name} MODEL" for name, value in given.items() if value is None]:
         got = "".join(f"`{name}` {value!r} alone" for name, value in given.items() if value) or "none of these"
@@ -161,6 +161,8 @@ def check_named(source: str | None, target: str | None, transformation: Path | N
             "`--from` and `--to` must name the two models, or `--transformation` the file of what lies between them, "
             f"got {got}. Add `{' '.join(missing)}`, or `--transformation FILE`."
         )
+    assert known is not None
+    return known
 
 
 def check_base(settings: Mapping[str, Any], base: Any) -> None:

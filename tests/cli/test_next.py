@@ -20,7 +20,7 @@ CASES = {
     "convert": [("convert openai-community/gpt2 out", "rigpt finetune out TEXT")],
     "export": [("export my-rigpt out --to llama", "rigpt verify my-rigpt out")],
     "verify": [
-        ("verify A B --random-tokens", "rigpt diff A B"),
+        ("verify A B --random-tokens", "rigpt generate B TEXT"),
         ("verify A openai-community/gpt2 --random-tokens", "rigpt diff A openai-community/gpt2"),
         ("verify odd odd --random-tokens", "rigpt verify odd odd --random-tokens --seed 1"),
     ],
@@ -98,7 +98,7 @@ def test_a_verb_names_the_next_step(verb, place, rigpt, monkeypatch):  # noqa: F
 
 
 def test_quiet_verbs_name_none(place, rigpt):  # noqa: F811
-    for line in ("verify A B --random-tokens", "publish my-rigpt me/x --dry-run", "lab", "charges A", "fingerprint A"):
+    for line in ("verify A A --random-tokens", "publish my-rigpt me/x --dry-run", "lab", "charges A", "fingerprint A"):
         assert rigpt(*line.split(), "--quiet") == (0, "", ""), line
 
 
