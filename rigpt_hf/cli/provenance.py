@@ -239,7 +239,7 @@ def diff(
         if save_transformation is not None and comparison.transformation is not None:
             place = begin(save_transformation, "save_transformation", seen_transformation)
             place.write_bytes(comparison.transformation.to_bytes())
-        save_picture(picture, seen, lambda: plot_comparison(comparison, f"{a} and {b}"), begin)
+        save_picture(picture, seen, lambda: plot_comparison(comparison, (a, b)), begin)
     # From a model to itself there is nothing to carry.
     is_other = comparison.verdict in ("disguise", "relative") and comparison.incomparable is None
     if is_other and not any(model.stock for model in models) and revision_a is revision_b is None:
