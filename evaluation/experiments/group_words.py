@@ -321,7 +321,7 @@ def plot(results: dict[str, Any], options: Options) -> Figure:
         panel.axhline(results["chance"][group], color="0.6", linewidth=0.8)
         panel.set(title=group, xlabel="length of the word", ylim=(0, 1.02))
     for first in panels[::BESIDE]:
-        first.set_ylabel("right products")
+        first.set_ylabel("fraction correct")
     made.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return made
 

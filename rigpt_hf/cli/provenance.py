@@ -262,7 +262,7 @@ def diff(
         if save_transformation is not None and comparison.transformation is not None:
             place = begin(save_transformation, "save_transformation", seen_transformation)
             place.write_bytes(comparison.transformation.to_bytes())
-        save_picture(picture, seen, lambda: plot_comparison(comparison, f"{a} and {b}"), begin)
+        save_picture(picture, seen, lambda: plot_comparison(comparison, (a, b)), begin)
     revisions = as_given(revision_a=revision_a, revision_b=revision_b)
     are_carried = not revisions and comparison.incomparable is None
     if comparison.verdict in ("disguise", "relative") and are_carried and not any(model.stock for model in models):

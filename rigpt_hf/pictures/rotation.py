@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 SHOWN_TOKENS, SHOWN_POSITIONS, SHOWN_DIMENSIONS = 10, 24, 64
 SHARE = "share of the rotation"
 ROUNDING = 2.0**-24  # half a unit in the last place of a float32 near 1
+# A total variation distance below it is not to be seen, and a departure below it is rounding.
+SEEN = 1e-3
 
 
 @picture
 def draw_probabilities(view: "View", tokenizer: Any) -> Figure:
     """For each model the next tokens that are likeliest in its own frame, there and in the turned frame."""
-    made, panels = figure(2, width=5.5, height=4.2)
+    made, panels = figure(2, title=_said_of_tokens(view), width=4.6, height=4.4)
     for panel, pair, colour in zip(panels, (view.rigpt, view.stock), (INVARIANT, STOCK), strict=True):
         best = likeliest(pair.before.probabilities)
         before, now = (state.probabilities[best].tolist() for state in (pair.before, pair.now))
@@ -31,6 +33,35 @@ def draw_probabilities(view: "View", tokenizer: Any) -> Figure:
         panel.set_xlim(0, min(1.0, 1.5 * max(before)))
         panel.set_title(pair.name, color=colour, fontweight="bold")
     return made
+
+
+def _said(view: "View", still: str, words: tuple[str, str], moved: Sequence[float]) -> str:
+    """
+    A sentence about both models.
+
+    Args:
+        view: What is shown.
+        still: The sentence where nothing is turned.
+        words: Of a model that stays as it was, and of one that does not.
+        moved: How far RiGPT and the stock model are from where they were.
+    """
+    if not view.angle:
+        return still
+    names = (pair.name.replace("$", r"\$") for pair in (view.rigpt, view.stock))
+    said = (f"{words[value > SEEN]} {name}" for name, value in zip(names, moved, strict=True))
+    return f"Turning the hidden space {' and '.join(said)}"
+
+
+def _said_of_tokens(view: "View") -> str:
+    words = "keeps the next tokens of", "changes the next tokens of"
+    moved = [pair.distance for pair in (view.rigpt, view.stock)]
+    return _said(view, "The likeliest next tokens of both models, before anything is turned", words, moved)
+
+
+def _said_of_layers(view: "View") -> str:
+    words = "only turns the hidden states of", "deforms the hidden states of"
+    moved = [max(pair.departures) for pair in (view.rigpt, view.stock)]
+    return _said(view, "Hidden states of all layers, before anything is turned", words, moved)
 
 
 @picture
@@ -44,7 +75,9 @@ def draw_layer(view: "View", layer: int) -> Figure:
     last = min(len(pair.before.hidden_states) for pair in (view.rigpt, view.stock)) - 1
     if not 0 <= layer <= last:
         raise ValueError(f"`layer` must be between 0 (the embeddings) and {last}, got {layer}.")
-    made, panels = figure(2, 2, width=5.5, height=2.3)
+    place = f"after layer {layer}" if layer else "at the embeddings"
+    title = f"Hidden states {place}, a row for each token: their coordinates turn in both models"
+    made, panels = figure(2, 2, title=title, width=4.6, height=2.3)
     for column, (pair, colour) in enumerate(((view.rigpt, INVARIANT), (view.stock, STOCK))):
         images = layer_pictures(pair, layer)
         for panel, image, when in zip(panels[column::2], images, ("before", "now"), strict=True):
@@ -64,7 +97,7 @@ def draw_layer(view: "View", layer: int) -> Figure:
 @picture
 def draw_layers(view: "View") -> Figure:
     """Left: how far the hidden states of every layer moved. Right: how far from where the rotation brings them."""
-    made, (moved, astray) = figure(2, width=5.5, height=3.0)
+    made, (moved, astray) = figure(2, title=_said_of_layers(view), width=4.6, height=3.2)
     for pair, colour in ((view.stock, STOCK), (view.rigpt, INVARIANT)):
         style = {"color": colour, "label": pair.name, "marker": "o", "markersize": 4}
         moved.plot(pair.changes, **style)
@@ -82,7 +115,8 @@ def draw_layers(view: "View") -> Figure:
 @picture
 def draw_demo(findings: "Findings") -> Figure:
     """Left: inside, everything turned. Middle: what comes out. Right: all the way from no rotation to the full one."""
-    made, (before, rigpt, losses, after, stock, errors) = figure(3, 2, width=4.5, height=3.6)
+    title = "Turning the hidden space changes all coordinates inside; RiGPT answers as before, stock GPT-2 does not"
+    made, (before, rigpt, losses, after, stock, errors) = figure(3, 2, title=title, width=4.5, height=3.6)
     images = [image[:SHOWN_POSITIONS, :48] for image in findings.effect.pictures]
     for panel, image, when in zip((before, after), images, ("before", "after the rotation"), strict=True):
         labels = {"xlabel": f"first {image.shape[1]} dimensions", "ylabel": "token"}

@@ -1,7 +1,6 @@
 """Two models compared, the loss between them, charges under gradient descent, and a symmetry of the data learned."""
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -15,17 +14,45 @@ from .style import BLACK, BLUE, COLOURS, GREEN, ORANGE, Figure, figure, picture
 
 # Bars that can be told apart on a page of 700 pixels, and names of layers below an axis.
 BARS, TICKS = 12, 10
-# Letters of a name at an end of a path.
-LETTERS = 32
+# Letters of a name at an end of a path, and of one that has a line for itself.
+LETTERS, PATH = 32, 72
+# What the frames turn, where a legend names them.
+KINDS = {
+    "stream": "hidden space",
+    "entry": "hidden space at the entry",
+    "local": "hidden space of each layer",
+    "lexical": "token embeddings",
+    "output": "output embeddings",
+    "gains": "gains of the query and key norms",
+    "head_qk": "queries and keys of heads",
+    "query_norm": "normalized queries",
+    "key_norm": "normalized keys",
+    "head_vo": "values and outputs of heads",
+    "neurons": "neurons",
+    "expert_neurons": "neurons of experts",
+    "shared_neurons": "neurons of shared experts",
+    "key_shift": "shifts of keys",
+    "value_shift": "shifts of values",
+    "residual_shift": "shifts of the hidden space",
+    "router_shift": "shifts of the router",
+    "router_bias_shift": "shifts of the router's biases",
+    "position_shift": "shifts of positions",
+}
+# An order or a rate that is no further from the predicted one, as a share of it, is as predicted.
+NEAR = 0.25
 
 
 @picture
-def plot_comparison(comparison: Comparison, title: str = "") -> Figure:
+def plot_comparison(comparison: Comparison, names: tuple[str, str] | None = None) -> Figure:
     """
     Distances per part of the network on a logarithmic scale, or, where nothing was searched for, those of the
     fingerprints per layer; the title says the verdict.
+
+    Args:
+        comparison: What was found.
+        names: Of A and of B, of which the verdict speaks.
     """
-    made, (panel,) = figure(width=7.0, height=4.5)
+    made, (panel,) = figure(title=comparison.meaning, width=7.0, height=4.8)
     if comparison.parts:
         if len(comparison.parts) <= BARS:
             _draw_parts(panel, comparison.parts)
@@ -37,8 +64,9 @@ def plot_comparison(comparison: Comparison, title: str = "") -> Figure:
         panel.axhline(related(), color=ORANGE, label="relatives below")
         panel.set(xlabel="layer", ylabel="distance", ylim=(0, None))
         panel.xaxis.get_major_locator().set_params(integer=True)
-    words = f"{title}: {comparison.meaning}" if title else comparison.meaning
-    panel.set_title(textwrap.fill(words, 80), parse_math=False)
+    if names is not None:
+        words = "\n".join(f"{letter}: {_end(name, PATH)}" for letter, name in zip("AB", names, strict=True))
+        panel.set_title(words, loc="left", fontsize=9, parse_math=False)
     made.legend(loc="outside lower center", ncols=4)
     return made
 
@@ -104,6 +132,11 @@ def _draw_scale(panel: Any, comparison: Comparison) -> None:
         panel.text(1.01, value, words, transform=panel.get_yaxis_transform(), va="center", fontsize=8)
 
 
+def _end(name: str, letters: int) -> str:
+    """A name, or so many letters of its end, which tells paths apart."""
+    return name if len(name) <= letters else f"…{name[1 - letters :]}"
+
+
 @picture
 def plot_paths(
     paths: Sequence[LossPath],
@@ -138,7 +171,7 @@ def plot_paths(
                 )
     panel.set(xlabel="share of model A", ylabel="loss in nats per token")
     if names is not None:
-        first, second = (name if len(name) <= LETTERS else f"…{name[1 - LETTERS :]}" for name in names)
+        first, second = (_end(name, LETTERS) for name in names)
         ticks = [0, 0.25, 0.5, 0.75, 1]
         panel.set_xticks(ticks, [f"0\n{second}", *ticks[1:-1], f"1\n{first}"], parse_math=False)
         for label, side in zip(panel.get_xticklabels()[::4], ("left", "right"), strict=True):
@@ -155,13 +188,29 @@ def plot_drift(report: DriftReport) -> Figure:
     kept of the charges along time beside the predicted exponentials.
     """
     decays = report.weight_decay > 0
-    made, panels = figure(2 if decays else 1, width=5.5, height=4.4)
+    made, panels = figure(2 if decays else 1, title=_drift_said(report), width=4.8 if decays else 6.5, height=4.2)
     _draw_drift(panels[0], report)
     if decays:
         _draw_decay(panels[1], report)
     for panel in panels:
         panel.legend()
     return made
+
+
+def _drift_said(report: DriftReport) -> str:
+    """What is seen: the prediction as a finding, where what was measured agrees with it."""
+    orders = [order for order in report.orders.values() if not math.isnan(order)]
+    pairs = [(report.measured_rates[kind], rate) for kind, rate in report.predicted_rates.items()]
+    told = [(measured, rate) for measured, rate in pairs if not math.isnan(measured)]
+    if orders and all(abs(order - 1) <= NEAR for order in orders):
+        words = "What gradient flow conserves drifts in proportion to the step of gradient descent"
+    else:
+        words = "Drift of what gradient flow conserves, by the step of gradient descent"
+    if not report.weight_decay:
+        return words
+    if told and all(abs(measured - rate) <= NEAR * rate for measured, rate in told):
+        return f"{words}; weight decay forgets it at the predicted rate"
+    return f"{words}; and what weight decay leaves of it"
 
 
 def _draw_drift(panel: Any, report: DriftReport) -> None:
@@ -171,15 +220,21 @@ def _draw_drift(panel: Any, report: DriftReport) -> None:
         drifts = [descent.drift[kind][-1] for descent in report.descents]
         if min(drifts) < ROUNDING:
             continue
-        panel.loglog(rates, drifts, "o-", label=kind if math.isnan(order) else f"{kind}, order {order:.2f}")
+        words = KINDS.get(kind, kind)
+        label = words if math.isnan(order) else f"{words}: power {order:.2f} of the step"
+        panel.loglog(rates, drifts, "o-", label=label)
         top = max(top, drifts[0])
     if top:
-        panel.loglog(rates, [2 * top * rate / rates[0] for rate in rates], ":", color="0.5", label="order 1")
+        # Above what was measured, with room for the legend above it.
+        panel.loglog(rates, [2 * top * rate / rates[0] for rate in rates], ":", color="0.5", label="in proportion")
+        panel.set_ylim(None, 20 * top)
     panel.set(
-        title="Charges under gradient descent",
-        xlabel="step size η",
-        ylabel=f"drift at time {report.time:g} / Σ|W|²",
+        title=f"Drift after a time of {report.time:g}",
+        xlabel="step size (learning rate)",
+        ylabel="change / squared norm of the weights",
     )
+    panel.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    panel.minorticks_off()
 
 
 def _draw_decay(panel: Any, report: DriftReport) -> None:
@@ -187,16 +242,16 @@ def _draw_decay(panel: Any, report: DriftReport) -> None:
     # Charges of one rate lie on top of each other: rings of different sizes let all of them be seen.
     for index, (kind, kept) in enumerate(descent.kept.items()):
         if not any(math.isnan(value) for value in kept):
-            sizes = {"ms": 4 + 3 * index, "mfc": "none"}
-            panel.semilogy(descent.times, [abs(value) for value in kept], "o", label=kind, **sizes)
+            rings = {"ms": 4 + 3 * index, "mfc": "none"}
+            panel.semilogy(descent.times, [abs(value) for value in kept], "o", label=KINDS.get(kind, kind), **rings)
     for rate, style in zip(sorted(set(report.predicted_rates.values())), ("-", "--"), strict=False):
         power = round(rate / report.weight_decay)
-        label = f"exp(-{power if power > 1 else ''}μt)"
+        label = f"predicted: exp(-{power if power > 1 else ''}μt)"
         panel.semilogy(descent.times, [math.exp(-rate * t) for t in descent.times], style, color="0.5", label=label)
     panel.set(
-        title=f"Weight decay μ = {report.weight_decay:g}, η = {descent.learning_rate:g}",
-        xlabel="time",
-        ylabel="<Q(t), Q(0)> / |Q(0)|²",
+        title=f"Left under weight decay of rate μ = {report.weight_decay:g}\n(step size {descent.learning_rate:g})",
+        xlabel="time t (steps × step size)",
+        ylabel="share of the charge at the start",
     )
 
 

@@ -11,7 +11,7 @@ from .style import COLOURS, Figure, figure, picture
 @picture
 def plot_losses(runs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
     """Training losses as lines and validation losses as dots over steps, by the name of the run; entries of logs."""
-    made, (panel,) = figure(width=7, height=4.4)
+    made, (panel,) = figure(title=_said(runs), width=7, height=4.4)
     for colour, (name, entries) in zip(itertools.cycle(COLOURS), runs.items(), strict=False):
         points = [(entry["step"], entry["loss"]) for entry in entries if math.isfinite(entry["loss"])]
         panel.plot(*zip(*points, strict=True), color=colour, lw=0.8, alpha=0.7, label=name)
@@ -21,3 +21,15 @@ def plot_losses(runs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
     panel.set(xlabel="step", ylabel="loss (nats per token)")
     panel.legend()
     return made
+
+
+def _said(runs: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """What is seen: of one run its first loss and its last."""
+    if len(runs) != 1:
+        return "Losses in training, step by step: lower is better"
+    (entries,) = runs.values()
+    losses = [entry["loss"] for entry in entries if math.isfinite(entry["loss"])]
+    if len(losses) < 2:
+        return "Loss in training: lower is better"
+    way = "falls" if losses[-1] < losses[0] else "goes"
+    return f"The training loss {way} from {losses[0]:.2f} to {losses[-1]:.2f} nats per token"

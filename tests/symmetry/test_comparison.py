@@ -233,7 +233,7 @@ def test_the_outcome_can_be_written_and_read_and_drawn(turned, tmp_path):
         told = {"verdict", "meaning", "total", "layers", "parts", "precision", "turned", "sweeps", "notes"}
         assert set(facts) == told | {"limit", "fingerprint", "layers_apart", "incomparable"}
         assert (verdict != "same") <= facts["sweeps"] <= SWEEPS
-        save(plot_comparison(found, title="a and b"), tmp_path / f"{verdict}.png")
+        save(plot_comparison(found, ("a", "b")), tmp_path / f"{verdict}.png")
         assert (tmp_path / f"{verdict}.png").read_bytes().startswith(b"\x89PNG")
     save(plot_comparison(found), tmp_path / "no-suffix", "svg")
     assert "<svg" in (tmp_path / "no-suffix").read_text()
@@ -245,7 +245,7 @@ def drawn_of(layers, distance, limit=1e-5):
     parts = [Part(name, distance, distance) for name in names]
     whole = Part("all", distance, distance)
     found = Comparison(0.1, [], "relative", total=whole, layers=whole, parts=parts, limit=limit)
-    made = plot_comparison(found, "a and b")
+    made = plot_comparison(found, ("a", "b"))
     made.canvas.draw()
     return made.axes[0], made.get_size_inches() * made.dpi
 

@@ -161,7 +161,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         group: {name: records.best("loss", group=group, learner=name) for name in options.learners}
         for group in options.groups
     }
-    table = Table("learner", *options.groups, title=f"right products in words of {options.length}, as a share")
+    table = Table("learner", *options.groups, title=f"fraction correct in words of {options.length}")
     for name in options.learners:
         table.add_row(name, *(spread([run["trained_length"] for run in one[name]]) for one in best.values()))
     console.print(table)
@@ -170,7 +170,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         for group, one in best.items()
     }
     title = f"Products in groups that are named right, by the length of the word (trained up to {options.length})"
-    drawn = partial(draw_curves, curves, "length of the word", "right products", title=title)
+    drawn = partial(draw_curves, curves, "length of the word", "fraction correct", title=title)
     save_picture(options.picture, seen, drawn)
     return records.runs
 

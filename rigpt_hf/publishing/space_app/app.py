@@ -28,7 +28,7 @@ Every matrix of both models that writes into the hidden space is turned by **one
 that reads it is turned back. RiGPT prefers no basis, so its distribution over the next token **stands still**. The
 norms of {subjects.stock_name} act on single coordinates, cannot turn along, and its distribution **falls apart**.
 """
-# The angle stays in sight above the pictures.
+# The angle stays in sight above the pictures, which keep a readable size on a narrow page and scroll in their frames.
 CSS = """
 .gradio-container { overflow: clip !important; }
 .form:has(> #angle) { position: sticky; top: 0; z-index: 20; }
@@ -39,7 +39,11 @@ CSS = """
 .readout .stock { border-left-color: #D55E00; }
 .readout strong { font-size: 1.7em; font-variant-numeric: tabular-nums; }
 .readout small { font-size: 0.95em; opacity: 0.8; }
-@media (max-width: 640px) { .readout { grid-template-columns: 1fr; } }
+@media (max-width: 640px) {
+  .readout { grid-template-columns: 1fr; }
+  .matplotlib { align-items: flex-start !important; overflow-x: auto; }
+  .matplotlib img { width: 640px; max-width: none !important; }
+}
 """
 
 
