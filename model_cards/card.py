@@ -157,7 +157,11 @@ def template(name: str) -> Template:
         autoescape=False,  # that is for HTML
         finalize=lambda value: value if isinstance(value, Markup) else literal(value),
     )
-    environment.filters |= {"number": _number, "lines": lambda text: Markup(literal_lines(text))}
+    environment.filters |= {
+        "number": _number,
+        "duration": _duration,
+        "lines": lambda text: Markup(literal_lines(text)),
+    }
     return environment.get_template(name)
 
 
@@ -198,6 +202,14 @@ def _table(evaluation: dict[str, Any]) -> str | None:
 def _number(value: float | None, form: str, unit: str = "") -> str:
     """A measured number in the form of `str.format`; of what overflowed JSON holds none."""
     return f"{value:{form}}{unit}" if value is not None and math.isfinite(value) else "not finite"
+
+
+def _duration(seconds: float) -> str:
+    """A time in the largest unit of which there is one; a tenth is enough, but for less than a second."""
+    sizes = {"hours": 3600, "minutes": 60, "seconds": 1}
+    unit = next((unit for unit, size in sizes.items() if round(seconds / size, 1) >= 1), "seconds")
+    amount = seconds / sizes[unit]
+    return f"{amount:{'.1f' if round(amount, 1) >= 1 else '.2g'}} {unit}"
 
 
 def hub_metadata(known: CardMetadata, title: str, tags: Sequence[str] = ()) -> ModelCardData:

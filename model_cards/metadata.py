@@ -13,7 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from rigpt_hf.checkpoints.certificate import Certificate
-from rigpt_hf.checkpoints.dequantized import dtype_in_words, numbers_of
+from rigpt_hf.checkpoints.dequantized import dtype_in_words, method_of, numbers_of
 from rigpt_hf.checkpoints.logits import random_input_ids
 from rigpt_hf.dataclass_options import yaml_fault
 from rigpt_hf.evaluation.harness.cache import fingerprint
@@ -22,10 +22,9 @@ from rigpt_hf.evaluation.measures.invariance import invariance
 from rigpt_hf.evaluation.models import EvaluatedModel
 from rigpt_hf.symmetry.merging import check_weights
 from rigpt_hf.symmetry.tokens import Representation, symmetry_error
-from rigpt_hf.text.paths import without_path
 
 from .numbers import check_numbers
-from .runs import UNREADABLE, ImpossibleValue, TrainingMetadata, of_record
+from .runs import UNREADABLE, ImpossibleValue, TrainingMetadata, name_of_source, of_record
 from .smaller import SmallerMetadata
 
 
@@ -59,6 +58,8 @@ class ModelMetadata:
     has_tokenizer: bool
     options: list[str]
     """Options of the architecture that are on."""
+    quantized: bool = False
+    """Whether its weights are codes, which cannot be turned."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,7 @@ def model_metadata(subject: EvaluatedModel) -> ModelMetadata:
         dtype=dtype_in_words(subject.model),
         has_tokenizer=subject.tokenizer is not None,
         options=[words for name, words in switches.items() if getattr(config, name)],
+        quantized=method_of(config) is not None,
     )
 
 
@@ -243,14 +245,14 @@ def sources_of_merge(folder: Path) -> list[tuple[str, float]]:
             check_weights(record["sources"], weights, record.get("method", "linear"))
         except ValueError as error:
             raise ImpossibleValue(str(error)) from error
-        return list(zip([without_path(str(source)) for source in record["sources"]], weights, strict=True))
+        return list(zip([name_of_source(str(source)) for source in record["sources"]], weights, strict=True))
 
     return of_record(folder / "merge.json", sources) or []
 
 
 def tuned_from(folder: Path) -> str | None:
     """The model that a fine-tuned one started from; `None` if it was not fine-tuned here."""
-    return of_record(folder / "finetune.json", lambda record: without_path(record["options"]["model"]))
+    return of_record(folder / "finetune.json", lambda record: name_of_source(record["options"]["model"]))
 
 
 def evaluation_of(path: Path | None, subject: EvaluatedModel) -> tuple[dict[str, Any] | None, str | None]:

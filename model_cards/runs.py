@@ -3,12 +3,14 @@
 import json
 import logging
 import math
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from rigpt_hf.checkpoints.source import in_short
+from rigpt_hf.checkpoints.source import TRAINED, in_short, names_of
 from rigpt_hf.checkpoints.written import file_sha256, json_sha256, parse_json
 from rigpt_hf.dataclass_options import convert
 from rigpt_hf.text.paths import without_path
@@ -108,7 +110,7 @@ def training_metadata(folder: Path) -> TrainingMetadata | None:
             loss=None if loss is None else float(loss),
             source=None if source is None else without_path(str(source)),
             seconds=seconds,
-            start=None if start is None else without_path(str(start)),
+            start=None if start is None else name_of_source(str(start)),
             timed=len(entries) if seconds is not None and len(entries) < steps else None,
         )
     except ImpossibleValue as error:
@@ -170,6 +172,22 @@ def _seconds(entries: list[dict[str, Any]], tokens_per_step: int) -> float | Non
         seconds += (entry["step"] - before) * tokens_per_step / entry["tokens_per_second"]
         before = entry["step"]
     return seconds if math.isfinite(seconds) and seconds > 0 else None
+
+
+def name_of_source(source: str) -> str:
+    """
+    The name of a model that a record gives by its place: the last part of a path, or the folder around one that is
+    called `model`, as after every pretraining; an id on the Hub whole.
+    """
+    name = without_path(source)
+    *before, around, last = ["", "", *re.split(r"[/\\]+", source.rstrip("/\\"))]
+    if last != TRAINED:
+        return name
+    if os.path.exists(source):
+        return without_path(names_of([source])[0])
+    # A folder that is gone may have lain in a home, whose name is a person's; two parts are those of an id.
+    at_home = not any(before) or before[-1] in ("home", "Users")
+    return around if name == last and around.strip(".~") and not at_home else name
 
 
 def of_record(path: Path, read: Callable[[Any], T]) -> T | None:

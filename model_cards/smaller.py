@@ -11,7 +11,7 @@ from rigpt_hf.pruning.prune import Sizes
 from rigpt_hf.quantization import Recipe
 from rigpt_hf.text.paths import without_path
 
-from .runs import ImpossibleValue, of_record
+from .runs import ImpossibleValue, name_of_source, of_record
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def _read(name: str, words: Callable[[Any], list[str]], record: Any) -> SmallerM
         how = words(record)
     except ValueError as error:
         raise ImpossibleValue(str(error)) from error
-    source, calibrated = (without_path(str(record[key])) for key in ("source", "calibrate"))
+    source, calibrated = name_of_source(str(record["source"])), without_path(str(record["calibrate"]))
     return SmallerMetadata(name, source, [*how, f"calibrated on {_texts(calibrated)}"], texts, rows)
 
 

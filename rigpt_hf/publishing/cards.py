@@ -29,31 +29,33 @@ def card_of(
     results: Path | None = None,
     card: Path | None = None,
     metadata: Path | AuthorMetadata | None = None,
+    base: str | None = None,
 ) -> tuple[str, list[str]]:
     """
     The card of a model that is published.
 
-    One of our making that nobody changed is written once more where the weights or the evaluation are others, from
-    what its author said then. Otherwise only the repository in it is put right.
+    One of our making that nobody changed is written once more where the weights, the evaluation or the base are
+    others, from what its author said then. Otherwise only the repository in it is put right.
 
     Args:
         folder (`Path`): Of the model.
         measured: Gives the model itself, which a card of a person does not ask for.
         repo_id, results, metadata: As for `rigpt_hf.model_cards.card.card_text`.
         card (`Path`, *optional*): The file; README.md of the folder if not given, or, if there is none, it is written.
+        base (`str`, *optional*): Id on the Hub of the model that this one was made from.
 
     Returns:
         `tuple[str, list[str]]`: the text, and lines that say what people may not expect.
 
     Raises:
         ValueError: if there is no such file, its metadata are broken, it was written for other weights and changed
-            since, or a card cannot be written.
+            since, a base is given for one that a person wrote or changed, or a card cannot be written.
     """
-    text = own_card(folder, card, metadata)
+    text, path = own_card(folder, card, metadata), card or folder / cards.CARD
+    said = metadata if base is None else based_on(base, path, text, metadata)
     if text is None:
         with quiet_loading():
-            return cards.card_text(folder, repo_id=repo_id, results=results, metadata=metadata), []
-    path = card or folder / cards.CARD
+            return cards.card_text(folder, repo_id=repo_id, results=results, metadata=said), []
     marker = read_marker(text)
     if marker is None:
         return text, [f"The card {path} is your own and stays as it is: the results are not in it."] if results else []
@@ -64,17 +66,21 @@ def card_of(
             "changed since. Remove it and write it once more with rigpt card, or remove its last line if all holds."
         )
     newer = results is not None and digest_of_results(evaluation_of(results, measured())[0]) != marker.results
+    rebased = base is not None and base != marker.author_metadata.base_model
+    if rebased and not stale and results is None and marker.results is not None:
+        raise ValueError(
+            f"`base` writes {str(path)!r} once more, got {base!r} without the evaluation whose numbers are in it. "
+            "Pass its results.json too: rigpt publish has --results."
+        )
     notes: list[str] = []
     if newer and not unchanged:
         notes.append(f"The card {path} was changed by hand and stays as it is: the results are not in it.")
-    elif stale or newer:
-        said, repo = marker.author_metadata, repo_id or marker.repo
+    elif stale or newer or rebased:
+        repo = repo_id or marker.repo
         with quiet_loading():
-            text = cards.card_text(folder, repo_id=repo, results=results, metadata=said)
-        notes.append(
-            f"The card {path} was of {'other weights' if stale else 'an earlier evaluation or none'}, so another is "
-            "published, written for these; the file stays as it is."
-        )
+            text = cards.card_text(folder, repo_id=repo, results=results, metadata=said or marker.author_metadata)
+        was = "other weights" if stale else "an earlier evaluation or none" if newer else "another base or none"
+        notes.append(f"The card {path} was of {was}, so another is published; the file stays as it is.")
     return for_repository(text, repo_id) if repo_id else text, notes
 
 
@@ -96,20 +102,29 @@ def check_base(base: str) -> None:
         )
 
 
-def based_on(base: str, folder: Path, card: Path | None, metadata: Path | None) -> AuthorMetadata:
+def based_on(base: str, path: Path, text: str | None, metadata: Path | AuthorMetadata | None) -> AuthorMetadata:
     """
-    The metadata that people gave, with the model that this one was made from, for a card that is written.
+    What people said of a model, with the model that this one was made from, for a card that is written.
+
+    Args:
+        base (`str`): Id of that model.
+        path (`Path`), text (`str`, *optional*): The card that is there.
+        metadata: As for [`card_of`]; those that a card of ours holds if there is one.
 
     Raises:
-        ValueError: if there is a card.
+        ValueError: if there is a card that a person wrote or changed.
     """
-    path = card or folder / cards.CARD
-    if path.is_file():
+    if text is None:
+        said = metadata if isinstance(metadata, AuthorMetadata) else author_metadata(metadata)
+        return replace(said, base_model=base)
+    marker = read_marker(text)
+    if marker is None or not is_unchanged(text, marker):
         raise ValueError(
-            f"`base` is for a card that is written, got {base!r} although there is {str(path)!r}. Name it there as "
-            "base_model, or write that card once more: rigpt card has --metadata."
+            f"`base` is for a card that is written, got {base!r} although there is {str(path)!r}, which "
+            f"{'a person wrote' if marker is None else 'was changed by hand'}. Name it there as base_model, or remove "
+            "that card and write it once more: rigpt card has --metadata."
         )
-    return replace(author_metadata(metadata), base_model=base)
+    return replace(marker.author_metadata, base_model=base)
 
 
 def own_card(folder: Path, card: Path | None = None, metadata: Path | AuthorMetadata | None = None) -> str | None:

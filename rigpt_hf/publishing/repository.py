@@ -25,7 +25,7 @@ from ..model_cards.marker import PLACEHOLDER
 from ..model_cards.metadata import evaluation_of
 from ..symmetry.tokens import Representation
 from ..token_symmetry_rigpt import SYMMETRY_FRAME
-from .cards import based_on, card_of, check_base, pictures_of
+from .cards import card_of, check_base, pictures_of
 from .contents import (
     RECORDS,
     TEMPLATES,
@@ -88,7 +88,7 @@ def repository_files(
             `report.html` and `table.md` that are made of it; that of the folder if there is one.
         card (`str` or `Path`, *optional*): file to be the card. Otherwise it is the folder's README.md, or, if that
             has none, written from what is known. One that `rigpt card` wrote is made to fit the repository, and
-            written once more for other weights or results.
+            written once more for other weights, results or another base.
         metadata (`str` or `Path`, *optional*): YAML file for a card that is written, see `rigpt_hf.model_cards`.
         force (`bool`, defaults to `False`): let code go out that is not that of the installed package.
         check_loading (`bool`, defaults to `True`): load the model on the CPU, as the last check.
@@ -127,8 +127,7 @@ def repository_files(
         check_tokenizer(folder)
     measured = cache(lambda: model_of(folder))
     evaluation, notes = ([], []) if results is None else _evaluation(results, measured)
-    said = metadata if base is None else based_on(base, folder, card, metadata)
-    text, more = card_of(folder, measured, repo_id=repo_id, results=results, card=card, metadata=said)
+    text, more = card_of(folder, measured, repo_id=repo_id, results=results, card=card, metadata=metadata, base=base)
     names += pictures_of(text, folder)
     if CERTIFICATE_NAME in names and (note := _doubt_of_certificate(folder, measured)):
         names.remove(CERTIFICATE_NAME)

@@ -29,8 +29,9 @@ from rigpt_hf.model_cards.smaller import SmallerMetadata
 from rigpt_hf.pruning.prune import Sizes
 from rigpt_hf.quantization import Recipe
 from tests import processes
+from tests.codes import quantized
 from tests.evaluation.small import WORDS, run, save
-from tests.evaluation.toys import tiny_gpt2
+from tests.evaluation.toys import tiny_gpt2, word_tokenizer
 from tests.model.test_remote_code import WITHOUT_PACKAGE
 from tests.models import tiny_config, tiny_model
 
@@ -341,9 +342,37 @@ def test_how_a_model_was_made_smaller(tmp_path, known_invariance):
     assert text.count("## Made smaller") == 2 and "/home" not in text
     assert "As stated in `prune.json`, from large:\n\n- 20% of the neurons left out\n- 5 steps of recovery" in text
     assert "- calibrated on documentation of installed packages and text.txt" in text
+    named = card_text(tmp_path / "model", metadata=AuthorMetadata(base_model="me/pruned"))
+    assert "Made from me/pruned. As stated in `quantize.json`:\n\n- 4 bits" in named
+    assert "As stated in `prune.json`, from large:" in named, "the base is that of the last record"
     (tmp_path / "model" / "prune.json").write_text(json.dumps(pruned | {"lora": 16}))
     assert "- 5 steps of recovery by an adapter of rank 16\n" in card_text(tmp_path / "model")
     assert "- 48 steps of tuning\n- cache of 4 bits" in text and "| pruned | 3.2500 |" in text
+
+
+def test_the_notebook_does_not_turn_codes(tmp_path, known_invariance):
+    word_tokenizer(["<s>", " a", " b"]).save_pretrained(tmp_path / "plain")
+    word_tokenizer(["<s>", " a", " b"]).save_pretrained(tmp_path / "codes")
+    tiny_model().float().save_pretrained(tmp_path / "plain")
+    quantized("tied").save_pretrained(tmp_path / "codes")
+    assert "lets the model write and turns it.\n" in card_text(tmp_path / "plain")
+    assert "lets the model write.\n" in card_text(tmp_path / "codes")
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [
+        (0.034, "0.034 seconds"),
+        (45.0, "45.0 seconds"),
+        (59.97, "1.0 minutes"),
+        (100.0, "1.7 minutes"),
+        (7200.0, "2.0 hours"),
+    ],
+)
+def test_a_time_has_the_unit_that_fits(seconds, words):
+    short = known(training=replace(TRAINING, seconds=seconds, precision="no"))
+    text = render(short)
+    assert f"| time | {words} |\n" in text and "| precision | float32 |\n" in text
 
 
 def test_tasks_on_one_text_are_told_apart_on_the_hub(world):

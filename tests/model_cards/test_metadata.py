@@ -9,7 +9,7 @@ import torch
 
 from rigpt_hf.model_cards.card import card_text, gather
 from rigpt_hf.model_cards.metadata import sources_of_merge, tuned_from
-from rigpt_hf.model_cards.runs import training_metadata
+from rigpt_hf.model_cards.runs import name_of_source, training_metadata
 from rigpt_hf.model_cards.smaller import smaller_than
 from rigpt_hf.symmetry import GaugeTransformation
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry, symmetrize
@@ -88,6 +88,32 @@ def test_the_record_is_that_which_a_run_leaves(tmp_path):
     assert (found.precision, found.seed, found.start, found.source) == ("no", 1, None, None)
     assert replace(found, source="docs") == training_metadata(run_of(tmp_path, []))
     assert training_metadata(run_of(tmp_path, [], init_from="/home/ada/gpt2")).start == "gpt2"
+
+
+@pytest.mark.parametrize(
+    "source, name",
+    [
+        ("/home/ada/large", "large"),
+        ("/home/ada/runs/trained/model/", "trained"),
+        ("runs/trained/model", "trained"),
+        ("C:\\data\\trained\\model", "trained"),
+        ("me/model", "me/model"),
+        ("/home/ada/model", "model"),
+        ("/model", "model"),
+        ("../../model", "model"),
+        ("model", "model"),
+    ],
+)
+def test_a_source_that_is_called_model_has_the_name_of_the_folder_around_it(source, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert name_of_source(source) == name
+
+
+def test_a_folder_that_is_there_is_named_by_the_one_around_it(tmp_path, monkeypatch):
+    (tmp_path / "trained/model").mkdir(parents=True)
+    for place, source in ((tmp_path, "trained/model"), (tmp_path / "trained", "model")):
+        monkeypatch.chdir(place)
+        assert name_of_source(source) == "trained"
 
 
 def test_the_time_is_that_of_all_steps_and_not_of_those_in_the_log(tmp_path):

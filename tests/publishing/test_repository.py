@@ -201,6 +201,33 @@ def test_a_card_of_our_making_takes_results_in(folder, tmp_path, nothing_measure
         assert words in note and note.endswith("the results are not in it.")
 
 
+def test_a_card_of_our_making_takes_a_base_in(folder, tmp_path, nothing_measured):
+    """rigpt card FOLDER, then rigpt publish FOLDER me/tiny --base me/trained."""
+    (tmp_path / "facts.yaml").write_text("license: mit")
+    (folder / "README.md").unlink()
+    write_card(folder, metadata=tmp_path / "facts.yaml")
+    written = (folder / "README.md").read_text()
+    contents = unloaded(folder, repo_id="me/tiny", base="me/trained")
+    (tmp_path / "both.yaml").write_text("license: mit\nbase_model: me/trained")
+    expected = card_text(folder, repo_id="me/tiny", metadata=tmp_path / "both.yaml")
+    assert card_in(contents) == expected and "\nbase_model: me/trained\n" in expected
+    assert "was of another base or none, so another is published" in contents.notes[0]
+    assert (folder / "README.md").read_text() == written
+    # One that names it stays, and an evaluation that is not at hand is not lost.
+    (folder / "README.md").write_text(expected)
+    assert unloaded(folder, repo_id="me/tiny", base="me/trained").notes == ()
+    results = evaluation_of(folder, tmp_path / "evaluation")
+    (folder / "README.md").write_text(card_text(folder, repo_id="me/tiny", results=results))
+    with pytest.raises(ValueError, match="without the evaluation whose numbers are in it. Pass its results.json"):
+        unloaded(folder, repo_id="me/tiny", base="me/trained")
+    text = card_in(unloaded(folder, repo_id="me/tiny", base="me/trained", results=results))
+    assert "base_model: me/trained" in text and "bits_per_byte" in text
+    # One that somebody changed is refused.
+    (folder / "README.md").write_text(written.replace("## Limits", "## Bounds"))
+    with pytest.raises(ValueError, match="`base` is for a card .* was changed by hand. Name it there as base_model"):
+        unloaded(folder, repo_id="me/tiny", base="me/trained")
+
+
 def test_a_card_of_other_weights_is_not_published(folder, nothing_measured):
     (folder / "README.md").unlink()
     write_card(folder, repo_id="me/tiny")
