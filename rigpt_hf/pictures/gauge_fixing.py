@@ -133,8 +133,8 @@ def _draw_norms(panel: Any, trainings: dict[str, DecayRecord]) -> None:
         ylabel="norm of all weights",
         ylim=(0, None),
     )
-    # Beside the panel, where the row has room.
-    panel.legend(loc="center left", bbox_to_anchor=(1.05, 0.5))
+    # Beside the panel, where the row has room; panels keep their widths.
+    panel.legend(loc="center left", bbox_to_anchor=(1.05, 0.5)).set_in_layout(False)
 
 
 def _decay_times(record: DecayRecord) -> list[float]:
