@@ -75,8 +75,8 @@ def plot_gauge_fixing(seed: int = 0, *, steps: int = 2400) -> Figure:
         name: follow_decay(model, [text], rate, decay, steps, every, optimizer=optimizer)[1]
         for name, (rate, decay, optimizer) in settings.items()
     }
-    title = "Weight decay fixes the gauge: it leads to the smallest of all weights that are one function"
-    made, (orbit, charge, norm) = figure(3, title=title, width=4.2, height=4.0)
+    title = "Of all weights that are one function, weight decay leads to the smallest, wherever it starts"
+    made, (orbit, charge, norm) = figure(3, title=title, width=4.6, height=4.2)
     _draw_orbit(orbit, descents)
     _draw_charges(charge, trainings)
     _draw_norms(norm, trainings)
@@ -85,15 +85,15 @@ def plot_gauge_fixing(seed: int = 0, *, steps: int = 2400) -> Figure:
 
 def _draw_orbit(panel: Any, descents: list[MinimumNorm]) -> None:
     for index, (descent, colour) in enumerate(zip(descents, (BLUE, SKY, GREEN, PURPLE), strict=True)):
-        label = "members of one orbit" if index == 0 else None
+        label = "weights of one function" if index == 0 else None
         panel.plot(descent.times, descent.norms, color=colour, lw=2, alpha=0.9, label=label)
         panel.plot(descent.times[:1], descent.norms[:1], "o", color=colour)
     least = descents[0].canonical_norm
-    panel.axhline(least, color="black", ls="--", lw=1.2, label=f"canonical form: |θ| = {least:.3f}")
+    panel.axhline(least, color="black", ls="--", lw=1.2, label=f"smallest: the balanced form, {least:.3f}")
     panel.set(
-        title="One function, many weights:\nthe norm falls to that of the balanced form",
-        xlabel="time of weight decay along the orbit, λt",
-        ylabel="norm of all weights |θ|",
+        title="Many weights of one function shrink,\nby weight decay alone, to one norm",
+        xlabel="time of weight decay × its rate λ",
+        ylabel="norm of all weights",
         xlim=(-0.05, 3),
     )
     panel.legend()
@@ -107,15 +107,18 @@ def _draw_charges(panel: Any, trainings: dict[str, DecayRecord]) -> None:
             panel.semilogy(_decay_times(record), record.charges[kind], label=label, **style)
     record = trainings["SGD, λ > 0"]
     end = (_decay_times(record)[-1], record.charges["head_vo"][-1])
-    offset: dict[str, Any] = {"xytext": (4, 9), "textcoords": "offset points", "ha": "right"}
-    panel.annotate("floor: step η", end, fontsize=8, color=BLUE, **offset)
-    panel.semilogy(_decay_times(record), record.predicted["head_qk"], "--", color="black", lw=1.5, label="exp(-2λt)")
-    panel.set(
-        title="Charges of models in training:\nweight decay forgets them at the rate 2λ",
-        xlabel="time of training, λt  (λ of the first for λ = 0)",
-        ylabel="|Q(t)| / |Q(0)|",
+    offset: dict[str, Any] = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
+    panel.annotate("floor: the\nstep size", end, fontsize=8, color=BLUE, **offset)
+    panel.semilogy(
+        _decay_times(record), record.predicted["head_qk"], "--", color="black", lw=1.5, label="predicted: exp(-2λt)"
     )
-    panel.legend()
+    panel.set(
+        title="In training, weight decay forgets\nwhat gradient flow conserves",
+        xlabel="time of training × rate λ of weight decay",
+        ylabel="size of the charge / size at the start",
+        xlim=(-0.1, 3.7),
+    )
+    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
 
 def _draw_norms(panel: Any, trainings: dict[str, DecayRecord]) -> None:
@@ -125,12 +128,13 @@ def _draw_norms(panel: Any, trainings: dict[str, DecayRecord]) -> None:
         panel.plot(times, record.balanced_norms, ":", color=colour, lw=2, label=f"{name}: balanced form")
         panel.fill_between(times, record.balanced_norms, record.norms, color=colour, alpha=0.12, lw=0)
     panel.set(
-        title="Trained weights beside their balanced form:\nweight decay under SGD closes the gap",
-        xlabel="time of training, λt",
-        ylabel="norm of all weights |θ|",
+        title="Trained weights come as short as their\nbalanced form, if SGD has weight decay",
+        xlabel="time of training × rate λ of weight decay",
+        ylabel="norm of all weights",
         ylim=(0, None),
     )
-    panel.legend()
+    # Beside the panel, where the row has room; panels keep their widths.
+    panel.legend(loc="center left", bbox_to_anchor=(1.05, 0.5)).set_in_layout(False)
 
 
 def _decay_times(record: DecayRecord) -> list[float]:

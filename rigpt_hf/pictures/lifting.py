@@ -40,7 +40,8 @@ def plot_lifting(seed: int = 0) -> Figure:
     Args:
         seed: Of the networks and elements.
     """
-    made, (cycle, errors, determinants, letter) = figure(2, 2, width=4.6, height=4.0, solid=(0, 3))
+    title = "A symmetry of the neurons of a feedforward network is a diffeomorphism of its flow"
+    made, (cycle, errors, determinants, letter) = figure(2, 2, title=title, width=4.6, height=4.2, solid=(0, 3))
     _draw_cycle(cycle)
     _draw_errors(errors, seed)
     _draw_determinants(determinants)
@@ -56,7 +57,9 @@ def _draw_cycle(panel: Any) -> None:
         panel.plot(*way.T, color=colour, linewidth=3)
         panel.plot(*torch.stack([0 * way[0], way[0]]).T, color=colour, linewidth=1.2)
         panel.quiver(*way[-6], *(way[-1] - way[-6]), color=colour, linewidth=2, arrow_length_ratio=0.6)
-        panel.text(*(1.12 * way[0]), f"neuron {column + 1}", color=colour)
+        # Beside the first axis, at the ends of the others: off the circle and the ticks.
+        place, side = ((0.6, "right"), (1.12, "left"), (1.12, "left"))[column]
+        panel.text(*(place * way[0]), f"neuron {column + 1}", color=colour, ha=side, va="bottom")
         half = way[30]
         panel.plot(*torch.stack([0 * half, half]).T, color=colour, linewidth=1, linestyle=":")
     panel.plot(*torch.tensor([[-0.1] * 3, [0.9] * 3]).T, color="0.5", linestyle="--", linewidth=1)
@@ -85,17 +88,18 @@ def _draw_errors(panel: Any, seed: int) -> None:
     for label, slope, inner, double, colour, style in rows:
         layers, elements = example_network(seed, slope), [ONE, *inner, ONE]
         draw(commutation_errors(layers, elements, x, double=double, **SOLVER), style, colour, label)
-    draw(_errors_unlifted(seed, x), "x:", ORANGE, "permutations, not lifted (the same function at the end)")
+    draw(_errors_unlifted(seed, x), "x:", ORANGE, "permutations, not lifted")
     panel.axhline(1e-8, color="0.7", linewidth=1)
-    panel.text(0, 1.5e-8, "$10^{-8}$: what is asked for", color="0.45", va="bottom")
+    panel.text(2, 1.5e-8, "$10^{-8}$: what is asked for", color="0.45", ha="center", va="bottom")
     panel.set(
-        title="Lift, then flow = transform, then multiply",
+        title="The lifted flow gives the transformed layers;\nwithout the lift, the end alone agrees",
         xlabel="layer l (time t = l)",
         ylabel="largest difference / largest value",
         xticks=range(5),
         ylim=(ROUNDING / 3, 30),
     )
-    panel.legend(loc="center", bbox_to_anchor=(0.56, 0.73))
+    # Between the line of the control and that of the limit.
+    panel.legend(loc="center", bbox_to_anchor=(0.5, 0.72), frameon=False)
 
 
 def _errors_unlifted(seed: int, x: Tensor) -> list[float]:
@@ -120,11 +124,11 @@ def _draw_determinants(panel: Any) -> None:
     draw(lambda t: ONE + (1 - (t - 1).abs()) * (SWAP - ONE), ORANGE, "straight line to a swap: no lift")
     panel.fill_between([0, 2], -1.2, 0, color="0.92", zorder=0)
     panel.axhline(0, color="0.4", linewidth=1)
-    panel.text(1, -0.35, "the other component of GL", ha="center", color="0.35")
+    panel.text(0.04, -1.15, "determinants below 0:\nwhere mirrors are", va="bottom", color="0.35")
     panel.set(
         title="Paths of invertible matrices\nkeep the sign of the determinant",
         xlabel="time t (layers at 0, 1, 2)",
-        ylabel="det Q(t)",
+        ylabel="determinant of the matrix at time t",
         xlim=(0, 2),
         ylim=(-1.2, 3.1),
         xticks=[0, 0.5, 1, 1.5, 2],

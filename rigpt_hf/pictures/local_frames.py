@@ -61,19 +61,22 @@ def plot_local_frames(seed: int = 0) -> Figure:
     bent = everywhere.clone()
     bent[LAYERS // 2, 6] = so_exp(0.02 * (skew - skew.T)) @ bent[LAYERS // 2, 6]
     differences = {
-        "local frames": (moved.logits - plain.logits).abs().max() / scale,
-        "one transport\nleft out": (broken(ids, use_cache=False).logits - plain.logits).abs().max() / scale,
+        "axes per layer": (moved.logits - plain.logits).abs().max() / scale,
+        "one change of\naxes left out": (broken(ids, use_cache=False).logits - plain.logits).abs().max() / scale,
         "curvature": curvature(everywhere),
         "holonomy": holonomy(local),
-        "curvature, one\ntransport by\nposition": curvature(bent),
+        "curvature, if one\ndepends on the\nposition": curvature(bent),
     }
-    title = "One frame per layer: every coordinate of the stream is another, and the function is the same"
+    title = "Every layer may have axes of its own: other coordinates, and the same function"
     made, (left, middle, bars, slope) = figure(4, title=title, width=4.2, height=3.8)
-    for panel, words, output in ((left, "one frame for all layers", plain), (middle, "a frame per layer", moved)):
+    for panel, words, output in (
+        (left, "Hidden state of one token,\nthe same axes in all layers", plain),
+        (middle, "The same hidden state,\nother axes in every layer", moved),
+    ):
         stream = torch.stack([state[0, -1, :SHOWN] for state in output.hidden_states[:-1]])
         labels = {"title": words, "xlabel": "after layer", "ylabel": f"coordinate (first {SHOWN} of {SIZE})"}
         image = draw_image(panel, stream.T, float(stream.abs().max()), **labels)
-    made.colorbar(image, ax=[left, middle], label="stream of the last token", shrink=0.8)
+    made.colorbar(image, ax=[left, middle], label="value of the coordinate", shrink=0.8)
     _draw_differences(bars, {name: max(float(value), FLOOR) for name, value in differences.items()})
     _draw_order(slope, seed)
     return made
@@ -83,7 +86,12 @@ def _draw_differences(panel: Any, differences: dict[str, float]) -> None:
     """Bars; those of controls, whose names have more than one line, in another colour."""
     names, values = list(differences), list(differences.values())
     panel.barh(names, values, color=[ORANGE if "\n" in name else BLUE for name in names], left=FLOOR)
-    panel.set(xscale="log", xlim=(FLOOR, 10), xlabel="largest difference (logits relative)", title="what is left")
+    panel.set(
+        title="All is exact up to rounding,\nunlike two controls (orange)",
+        xscale="log",
+        xlim=(FLOOR, 1e3),
+        xlabel="largest difference (of logits: relative)",
+    )
     panel.invert_yaxis()
     offset: dict[str, Any] = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
     for row, value in enumerate(values):
@@ -95,7 +103,13 @@ def _draw_order(panel: Any, seed: int) -> None:
     steps = [2.0**-k for k in range(1, 8)]
     errors = connection_errors(steps, seed)
     panel.loglog(steps, errors, "o-", color=GREEN, label="measured")
-    panel.loglog(steps, [errors[0] * (h / steps[0]) ** 2 for h in steps], "--", color="0.5", label="slope 2")
+    panel.loglog(
+        steps, [errors[0] * (h / steps[0]) ** 2 for h in steps], "--", color="0.5", label="square of the step"
+    )
     order = math.log(errors[0] / errors[-1]) / math.log(steps[0] / steps[-1])
-    panel.set(title=f"transport → exp(h ∂Q Qᵀ)\norder {order:.2f}", xlabel="step of depth h", ylabel="relative error")
+    panel.set(
+        title=f"Between near layers the axes turn at a rate:\nits error falls as the step to the power {order:.2f}",
+        xlabel="step of depth",
+        ylabel="relative error of the rate",
+    )
     panel.legend()
