@@ -78,9 +78,17 @@ def test_all_verbs_are_here():
     assert {verb.__name__ for verb in VERBS} == {*CASES, "generate"}
 
 
+def made(pictures) -> None:
+    for path in pictures:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+
+
 @pytest.mark.parametrize("verb", CASES)
 def test_a_verb_names_the_next_step(verb, place, rigpt, monkeypatch):  # noqa: F811
+    # What takes long and says nothing of what comes next.
     monkeypatch.setattr("rigpt_hf.demo.run.run_demo", lambda options: None)
+    monkeypatch.setattr("rigpt_hf.cli.lab.make", lambda name, output, seed, seen, console: made(seen))
     config = json.loads(Path("openai-community/gpt2/config.json").read_text())
     odd = Path("odd")  # of a class that loads, and does not convert
     odd.mkdir()
