@@ -61,7 +61,7 @@ def test_every_reference_to_code_leads_somewhere(page):
         place = importlib.import_module(full.replace("/", "."))
         for name in path.split("."):
             place = getattr(place, name)
-    paths = set(re.findall(r"(?:training|evaluation|tests|docs|rigpt_hf)/[\w/.-]+\w", text))
+    paths = set(re.findall(r"(?<!\.co/)(?:training|evaluation|tests|docs|rigpt_hf)/[\w/.-]+\w", text))
     missing = {path for path in paths if not (ROOT / path).exists()}
     assert not missing, f"the page names files that do not exist: {missing}"
     assert len(references) + len(paths) > 5, "the page refers to no code"

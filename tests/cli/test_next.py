@@ -1,5 +1,6 @@
 """Every verb ends with what may come next, as a line that can be typed."""
 
+import importlib
 import inspect
 import re
 import shlex
@@ -77,9 +78,19 @@ def test_all_verbs_are_here():
     assert {verb.__name__ for verb in VERBS} == {*CASES, "generate"}
 
 
+def made(pictures) -> None:
+    for path in pictures:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+
+
 @pytest.mark.parametrize("verb", CASES)
 def test_a_verb_names_the_next_step(verb, place, rigpt, monkeypatch):  # noqa: F811
+    # What takes long and says nothing of what comes next.
     monkeypatch.setattr("rigpt_hf.demo.run.run_demo", lambda options: None)
+    monkeypatch.setattr(
+        importlib.import_module("rigpt_hf.cli.lab"), "make", lambda name, output, seed, seen, console: made(seen)
+    )
     sizes = {"vocab_size": 257, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     ApertusForCausalLM(ApertusConfig(**sizes, **heads)).save_pretrained("odd")  # which loads, and does not convert

@@ -124,8 +124,8 @@ def test_two_processes_find_what_one_finds(models, tmp_path):
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no headless browser on this machine")
 def test_the_report_in_a_browser(evaluation, tmp_path):
     """
-    What the browser makes of the page, in a wide and a narrow window: every picture fills the column, nothing stands
-    out of the page, and nothing was asked of a network.
+    What the browser makes of the page, in a wide and a narrow window: every picture fills the column or is scrolled in
+    it, nothing stands out of the page, and nothing was asked of a network.
     """
     output, results = evaluation
     # Measured in frames of two widths, so that one browser is enough.
@@ -136,10 +136,11 @@ def test_the_report_in_a_browser(evaluation, tmp_path):
     const measured = frame => {
       const page = frame.contentDocument, column = page.querySelector('main').getBoundingClientRect();
       const boxes = selector => [...page.querySelectorAll(selector)].map(each => each.getBoundingClientRect());
-      const all = boxes('svg, .forest, .forest tr, .track *, .scroll, nav, h1, h2');
+      const all = boxes('figure, .forest, .forest tr, .track *, .scroll, nav, h1, h2');
       const inside = each => each.left >= 0 && each.right <= page.documentElement.clientWidth && each.height > 0;
       return {
         shares: boxes('svg').map(each => each.width / column.width),
+       widths: boxes('svg').map(each => each.width),
         flat: boxes('svg').filter(each => each.height < 0.1 * each.width).length,
         rows: boxes('.forest tr.row').length,
         outside: all.filter(each => !inside(each)).length,
@@ -162,6 +163,8 @@ def test_the_report_in_a_browser(evaluation, tmp_path):
     for width, found in zip(widths, pages, strict=True):
         # One for each task: loss, gauge error, kurtosis by layer, rounding, speed.
         assert len(found["shares"]) == len(results["tasks"]) == 5, width
-        assert min(found["shares"]) > 0.8 and max(found["shares"]) <= 1 and found["flat"] == 0, width
+        assert min(found["shares"]) > 0.8 and found["flat"] == 0, width
+        # On a narrow page pictures keep a width at which they can be read, and are scrolled.
+        assert max(found["shares"]) <= 1 or width < 640 <= min(found["widths"]), width
         assert found["rows"] == tested > 3 and found["seen"] > 50, width
         assert found["outside"] == 0 and found["overflow"] <= 0 and found["resources"] == 0, width

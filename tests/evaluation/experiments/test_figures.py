@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import pytest
 
-from rigpt_hf.evaluation.experiments import compare, group_words, merging
+from evaluation.experiments import compare, group_words, merging
 from rigpt_hf.pictures.style import encoded
 from rigpt_hf.symmetry.merging import LossPath
 from tests.test_docs import PAGES, ROOT, lines_of
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line.partition(DRAWN)[2].split()[0])
 def test_a_command_of_a_page_has_nothing_left_to_train_and_draws_the_figure_again(line, tmp_path, monkeypatch):
     module, *words = shlex.split(line)[2:]
-    module = importlib.import_module(f"rigpt_hf.{module}")
+    module = importlib.import_module(module)
     for flag, folder in (("--output", "evaluation/results"), ("--picture", "docs/figures")):
         place = words.index(flag) + 1
         path = ROOT / words[place]
