@@ -150,7 +150,10 @@ def test_links_lead_to_pages_or_to_the_repository():
 
 
 @pytest.mark.skipif(not find_spec("mkdocs") or not find_spec("mkdocstrings"), reason="needs the extra `docs`")
-@pytest.mark.parametrize("fault", ["", "[gone](gone.md)"], ids=["whole", "with a broken link"])
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param("", id="whole"), pytest.param("[gone](gone.md)", id="with a broken link", marks=pytest.mark.full)],
+)
 def test_a_strict_build(fault, tmp_path):
     for name in ("docs", "rigpt_hf", "training", "evaluation", "model_cards"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "results"))

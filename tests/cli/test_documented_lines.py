@@ -122,7 +122,7 @@ def place(laid_out, tmp_path, monkeypatch):
 
 
 # Pages that take more than ten seconds.
-LONG = {"runtimes"}
+LONG = {"quantization", "runtimes"}
 CALLING = [page for page in PAGES if any(map(runnable, LINES[page]))]
 
 
