@@ -27,7 +27,7 @@ class Command(TyperCommand):
             raise
 
     def format_help_text(self, ctx: Any, formatter: Any):
-        """What it does; lines after a backspace are not joined."""
+        """The text of the help; lines after a backspace are not joined."""
         shown = []
         for part in re.split(r"\n\s*\n", (self.help or "").strip()):
             if not part.startswith("    "):

@@ -206,7 +206,7 @@ class FinetuneReport:
         return table
 
     def sentences(self) -> list[str]:
-        """What stands under the table, as it has no before and after."""
+        """The sentences under the table, on what has no before and after."""
         which = "All" if self.trained == self.parameters else f"{self.trained:,} of"
         trained = f"{which} {self.parameters:,} parameters were trained on {self.tokens:,} tokens"
         said = [f"{trained} in {self.steps:,} steps, in {self.seconds:.1f} seconds."]

@@ -81,7 +81,7 @@ def quantity_text(task: dict[str, Any], quantity: dict[str, Any]) -> str:
 
 
 def notes(results: dict[str, Any]) -> list[str]:
-    """What stands under a table of these results, once for each measure that has numbers in it."""
+    """The notes under a table of these results, once for each measure that has numbers in it."""
     measures = [measure_of(task) for task in results["tasks"] if task["quantities"]]
     return list(dict.fromkeys(measure.note for measure in measures if measure.note))
 

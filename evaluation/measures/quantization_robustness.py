@@ -318,7 +318,7 @@ def quantities(result: dict[str, Any]) -> list[Quantity]:
 
 
 def in_words(name: str) -> str:
-    """What people read for the name of a quantity; one of another version stays as it is."""
+    """The words that people read for the name of a quantity; one of another version stays as it is."""
     match = re.fullmatch(rf"loss of {SCHEME.pattern}, (\w+)", name)
     if match is None:
         return name

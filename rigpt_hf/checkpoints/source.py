@@ -124,7 +124,7 @@ def check_name(name: str, argument: str) -> None:
 
 
 def _spelling(name: str) -> str:
-    """What to do about a name that leads nowhere: its neighbours (folders, GGUF files) that are like it, if any."""
+    """Advice on a name that leads nowhere: its neighbours (folders, GGUF files) that are like it, if any."""
     parent, last = os.path.split(name.rstrip("/"))
     with suppress(OSError):
         names = [it.name for it in os.scandir(parent or os.curdir) if it.is_dir() or it.name.lower().endswith(GGUF)]

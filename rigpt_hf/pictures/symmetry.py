@@ -198,7 +198,7 @@ def plot_drift(report: DriftReport) -> Figure:
 
 
 def _drift_said(report: DriftReport) -> str:
-    """What is seen: the prediction as a finding, where what was measured agrees with it."""
+    """The title: the prediction as a finding, where the measurements agree with it."""
     orders = [order for order in report.orders.values() if not math.isnan(order)]
     pairs = [(report.measured_rates[kind], rate) for kind, rate in report.predicted_rates.items()]
     told = [(measured, rate) for measured, rate in pairs if not math.isnan(measured)]

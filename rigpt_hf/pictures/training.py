@@ -24,7 +24,7 @@ def plot_losses(runs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
 
 
 def _said(runs: Mapping[str, Sequence[dict[str, Any]]]) -> str:
-    """What is seen: of one run its first loss and its last."""
+    """The title; for one run it says the first loss and the last."""
     if len(runs) != 1:
         return "Losses in training, step by step: lower is better"
     (entries,) = runs.values()

@@ -104,7 +104,7 @@ def check_base(base: str) -> None:
 
 def based_on(base: str, path: Path, text: str | None, metadata: Path | AuthorMetadata | None) -> AuthorMetadata:
     """
-    What people said of a model, with the model that this one was made from, for a card that is written.
+    The metadata that people gave, with the model that this one was made from, for a card that is written.
 
     Args:
         base (`str`): Id of that model.

@@ -40,7 +40,7 @@ def draw_roc(scored: Mapping[str, Sequence[Scored]]) -> Any:
 
 
 def _said(scored: Mapping[str, Sequence[Scored]]) -> str:
-    """What is seen: the statistics whose AUC stays highest under disguise."""
+    """The title: it names the statistics whose AUC stays highest under disguise."""
     least = {
         name: min(
             auc(
