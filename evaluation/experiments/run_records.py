@@ -24,6 +24,31 @@ from .common import VERSIONS, least
 
 # The key under which a run keeps what it was when it was written.
 DIGEST = "sha256"
+# What a file says of all of its runs.
+FACTS = ("experiment", "settings")
+
+
+def read_runs(path: Path, argument: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """
+    What a file of runs says of them all, and the runs.
+
+    Args:
+        path (`Path`): The file.
+        argument (`str`): What an error calls it.
+
+    Raises:
+        ValueError: if no program wrote it so.
+    """
+    try:
+        content = json.loads(read_text(path, argument))
+        facts, runs = {name: content.pop(name) for name in FACTS}, content.pop("runs")
+        if content or any(run.pop(DIGEST) != json_sha256(run) for run in runs):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"`{argument}` must be a file of runs as this program wrote it, got {str(path)!r}. Name another."
+        ) from error
+    return facts, runs
 
 
 class RunRecords:
@@ -41,7 +66,7 @@ class RunRecords:
 
     def __init__(self, path: Path, experiment: str, settings: Mapping[str, Any]):
         self.path = path
-        self.facts = {"experiment": experiment, "settings": json.loads(json.dumps(settings, default=str))}
+        self.facts = dict(zip(FACTS, (experiment, json.loads(json.dumps(settings, default=str))), strict=True))
         self.runs: list[dict[str, Any]] = []
         self.seen = look(path)
         if self.seen is not None:
@@ -50,15 +75,7 @@ class RunRecords:
         check_above(path, "output")
 
     def _read(self) -> list[dict[str, Any]]:
-        try:
-            content = json.loads(read_text(self.path, "output"))
-            facts, runs = {name: content.pop(name) for name in self.facts}, content.pop("runs")
-            if content or any(run.pop(DIGEST) != json_sha256(run) for run in runs):
-                raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(
-                f"`output` must be a file of runs as this program wrote it, got {str(self.path)!r}. Name another."
-            ) from error
+        facts, runs = read_runs(self.path, "output")
         if facts != self.facts:
             raise ValueError(
                 f"`output` must have runs with the same settings, got {str(self.path)!r} with {facts} instead of "

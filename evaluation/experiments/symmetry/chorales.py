@@ -169,7 +169,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
     with shown_progress(options.steps, console) as ticks:
         for name in options.learners:
             one = partial(run_one, options, pieces, name, ticks(name))
-            records.sweep(one, LEARNERS[name].rates, LOSS, options.seeds, further=2, learner=name)
+            records.sweep(one, options.rates_of(name), LOSS, options.seeds, further=2, learner=name)
     best = {name: records.best(LOSS, learner=name) for name in options.learners}
     table = Table("learner", "nats per note", "best step", title="held-out chorales")
     for name, runs in best.items():

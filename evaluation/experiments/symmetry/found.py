@@ -60,6 +60,8 @@ class Options(LearnerOptions):
         super().__post_init__()
         check_known("groups", self.groups, GROUPS)
         check_least(self, steps=2**MEASUREMENTS, length=2)
+        if self.rates:
+            raise ValueError(f"`rates` must be left out, got {self.rates}: every learner here has one rate of its own.")
 
     @property
     def longer(self) -> int:

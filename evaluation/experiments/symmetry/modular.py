@@ -153,7 +153,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
             for share in options.shares:
                 for name in options.learners:
                     one = partial(run_one, options, task, share, name, ticks(f"{task}, {share:.0%}: {name}"))
-                    rates, first = LEARNERS[name].rates, {"task": task, "share": options.shares[0], "learner": name}
+                    rates, first = options.rates_of(name), {"task": task, "share": options.shares[0], "learner": name}
                     if share != options.shares[0]:
                         rates = records.chosen(rates, ERROR, **first)
                     further = FURTHER if share == options.shares[0] else 0

@@ -1,14 +1,14 @@
 """The options that all experiments on symmetries of data share."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from rigpt_hf.command_line import WRITES
 from rigpt_hf.demo.learners import Learner, Sizes
 
-from ..common import check_heads, check_known, check_least
+from ..common import check_heads, check_known, check_least, check_rates
 
 
 # The shared options that decide the numbers of a run.
@@ -34,6 +34,8 @@ class LearnerOptions:
     """Number of layers."""
     heads: int = 4
     """Attention heads."""
+    rates: Annotated[list[float], {"show_default": "each its own"}] = field(default_factory=list)
+    """Learning rates to sweep, separated by commas."""
     output: Annotated[Path, WRITES] = Path("runs/symmetry.json")
     """File of all runs; those that it has are not made again."""
     picture: Annotated[Path | None, WRITES] = None
@@ -47,11 +49,16 @@ class LearnerOptions:
         check_known("only", self.learners, self.KNOWN)
         check_least(self, seeds=1, steps=1, batch=1)
         check_heads(self)
+        check_rates(self.rates)
 
     @property
     def learners(self) -> list[str]:
         """The names of the learners."""
         return [name.strip() for name in self.only.split(";")]
+
+    def rates_of(self, learner: str) -> Sequence[float]:
+        """The learning rates that are swept for a learner."""
+        return self.rates or self.KNOWN[learner].rates
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         for split_name in options.splits:
             for name in options.learners:
                 one = partial(run_one, options, split_name, name, ticks(f"{split_name}: {name}"))
-                rates = ALL[name].rates
+                rates = options.rates_of(name)
                 if split_name != SPLITS[0]:
                     rates = records.chosen(rates, LOSS, split=SPLITS[0], learner=name)
                 records.sweep(one, rates, LOSS, options.seeds, split=split_name, learner=name)

@@ -156,7 +156,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
             for name in options.learners:
                 one = partial(run_one, options, group, name, ticks(f"{group}: {name}"))
                 key = {"group": group, "learner": name}
-                records.sweep(one, LEARNERS[name].rates, "loss", options.seeds, further=FURTHER, **key)
+                records.sweep(one, options.rates_of(name), "loss", options.seeds, further=FURTHER, **key)
     best = {
         group: {name: records.best("loss", group=group, learner=name) for name in options.learners}
         for group in options.groups
