@@ -16,6 +16,7 @@ the model, on the tokens and positions that both have. What is left out of one, 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ INTO, OUT, OUT_BIAS = "model.project_in.weight", "model.project_out.weight", "mo
 MAP = "model.embedding_map.weight"
 # The scale of a stream explains two values of `eps` if it agrees with them within this part.
 SAME_SCALE = 0.05
+# Singular values of so many units in the last place are zeros that were rounded.
+UNSEEN = 4
 # Numbers in float64 that are held at a time.
 BLOCK = 2**22
 # What says more of models that have no common form.
@@ -116,20 +119,6 @@ def _computed(model: OpenedModel, *names: str) -> torch.dtype:
     return dtype
 
 
-def same_tying(a: OpenedModel, b: OpenedModel, notes: list[str]) -> tuple[OpenedModel, OpenedModel]:
-    """A table of its own for the head of the model that shares one."""
-    if a.config.tie_word_embeddings == b.config.tie_word_embeddings:
-        return a, b
-    return _untied(a), _untied(b)
-
-
-def _untied(model: OpenedModel) -> OpenedModel:
-    if not model.config.tie_word_embeddings:
-        return model
-    head = model.weights.dtypes[TABLE], model.weights.entries[TABLE].make
-    return changed(model, {"tie_word_embeddings": False}, {HEAD: head})
-
-
 def same_vocabulary(a: OpenedModel, b: OpenedModel, notes: list[str]) -> tuple[OpenedModel, OpenedModel]:
     """The tokens that both have."""
     size = min(a.config.vocab_size, b.config.vocab_size)
@@ -176,15 +165,28 @@ def same_biases(a: OpenedModel, b: OpenedModel, notes: list[str]) -> tuple[Opene
     return changed(a, fields), changed(b, fields)
 
 
-def same_projections(a: OpenedModel, b: OpenedModel, notes: list[str]) -> tuple[OpenedModel, OpenedModel]:
-    """Tables in spaces of one size: that of the stream itself where that is possible."""
-    sizes = {a.config.embedding_size, b.config.embedding_size}
-    if len(sizes) == 1 or a.config.hidden_size != b.config.hidden_size:
+def same_tables(a: OpenedModel, b: OpenedModel, notes: list[str]) -> tuple[OpenedModel, OpenedModel]:
+    """Tables that are tied or not, in spaces of one size: that of the stream itself where that is possible."""
+    tied = [model.config.tie_word_embeddings for model in (a, b)]
+    if tied[0] == tied[1] and a.config.embedding_size == b.config.embedding_size:
         return a, b
-    if not any(model.config.tie_word_embeddings or model.config.output_bias for model in (a, b)):
-        return _without_projections(a), _without_projections(b)
+    if a.config.hidden_size != b.config.hidden_size:
+        return _untied(a, tied), _untied(b, tied)
     size = max(model.config.lexical_size for model in (a, b))
-    return _widened(_with_projections(a), size), _widened(_with_projections(b), size)
+    if all(tied):
+        return _widened(_with_projections(a), size), _widened(_with_projections(b), size)
+    a, b = _untied(a, tied), _untied(b, tied)
+    if not any(model.config.output_bias for model in (a, b)):
+        return _without_projections(a), _without_projections(b)
+    return _widened(_without_unseen(_with_projections(a)), size), _widened(_without_unseen(_with_projections(b)), size)
+
+
+def _untied(model: OpenedModel, tied: list[bool]) -> OpenedModel:
+    """A table of its own for the head of a model that shares one, unless both do."""
+    if not model.config.tie_word_embeddings or all(tied):
+        return model
+    head = model.weights.dtypes[TABLE], model.weights.entries[TABLE].make
+    return changed(model, {"tie_word_embeddings": False}, {HEAD: head})
 
 
 def _without_projections(model: OpenedModel) -> OpenedModel:
@@ -197,6 +199,36 @@ def _without_projections(model: OpenedModel) -> OpenedModel:
         HEAD: (_computed(model, HEAD, OUT), lambda dtype: _times(make[HEAD], make[OUT](torch.float64), dtype)),
     }
     return changed(model, {"embedding_size": None}, tables)
+
+
+def _without_unseen(model: OpenedModel) -> OpenedModel:
+    """
+    Zeros for what nobody sees of free tables: parts of `E` that `U` takes to 0, and parts of `H` to which neither `G`
+    nor the bias behind it leads. They could be anything, and no frame turns them.
+    """
+    entries, eps = model.weights.entries, torch.finfo(model.stored_dtype).eps
+
+    def read(name: str) -> torch.Tensor:
+        return entries[name].make(torch.float64)
+
+    @cache
+    def seen(table: str) -> torch.Tensor:
+        """A basis of what is seen of the space of a table, and columns of zeros: `[D, D]`."""
+        ends = [read(INTO).T] if table == TABLE else [read(OUT)]
+        if table == HEAD and OUT_BIAS in entries:
+            ends.append(read(OUT_BIAS)[:, None])
+        basis, sizes, _ = torch.linalg.svd(torch.cat(ends, dim=1), full_matrices=False)
+        basis = basis[:, sizes > UNSEEN * eps * sizes[0]]
+        return torch.nn.functional.pad(basis, (0, len(basis) - basis.shape[1]))
+
+    made = {
+        TABLE: lambda dtype: _times(entries[TABLE].make, seen(TABLE), dtype),
+        INTO: lambda dtype: (read(INTO) @ seen(TABLE)).to(dtype),
+        HEAD: lambda dtype: _times(entries[HEAD].make, seen(HEAD), dtype),
+        OUT: lambda dtype: (seen(HEAD).T @ read(OUT)).to(dtype),
+        OUT_BIAS: lambda dtype: (seen(HEAD).T @ read(OUT_BIAS)).to(dtype),
+    }
+    return changed(model, {}, {name: (_computed(model, name), make) for name, make in made.items() if name in entries})
 
 
 def _times(table: Callable[[torch.dtype], torch.Tensor], matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -326,8 +358,7 @@ STEPS = (
     same_words,
     same_vocabulary,
     same_positions,
-    same_tying,
-    same_projections,
+    same_tables,
     same_biases,
     same_scale,
 )

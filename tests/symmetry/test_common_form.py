@@ -52,6 +52,10 @@ def error(a, b, size: int = 61) -> float:
     return float((first - second).abs().max() / first.abs().max())
 
 
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
 def untied(model: RiGPTForCausalLM, **changes) -> RiGPTForCausalLM:
     """A model with a head of its own, copied by hand."""
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -105,6 +109,30 @@ def test_a_disguise_in_another_form_is_at_no_distance(options):
     assert gauge_distance(a.load(), b.load()) <= DISTANCE[torch.float64]
     relative = in_common_form(in_memory(tiny_model(1, **options), "a"), b)[0]
     assert gauge_distance(relative.load(), b.load()) > 0.1
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_nobody_sees_of_a_table_is_no_difference(bias, monkeypatch):
+    """As in the conversion of a model that centres its stream, whose maps between tables and stream have a kernel."""
+    model = tiny_model(**NARROW | BIASED)
+    into, out = model.model.project_in, model.model.project_out
+    kernel, unseen = torch.nn.functional.normalize(torch.randn(2, 24, dtype=torch.float64, generator=generator()))
+    with torch.no_grad():
+        into.weight -= torch.outer(into.weight @ kernel, kernel)
+        out.weight -= torch.outer(unseen, unseen @ out.weight)
+        out.bias -= unseen * (unseen @ out.bias) if bias else out.bias
+    other = untied(model)
+    junk = torch.randn(2, 61, dtype=torch.float64, generator=generator())
+    with torch.no_grad():
+        other.model.embed_tokens.weight += torch.outer(junk[0], kernel)
+        other.lm_head.weight += torch.outer(junk[1], unseen)
+    assert error(model, other) <= SYMMETRY[torch.float64]
+    pair = in_memory(model, "a"), in_memory(other, "b")
+    a, b, _ = in_common_form(*pair)
+    assert gauge_distance(a.load(), b.load()) <= DISTANCE[torch.float64]
+    monkeypatch.setattr(common_form, "_without_unseen", lambda one: one)
+    a, b, _ = in_common_form(*pair)
+    assert gauge_distance(a.load(), b.load()) > 1e-4
 
 
 SCALED = {
