@@ -37,6 +37,9 @@ WORDS = "<s> The capital of France is Paris a city in Europe and it was not red 
 PROMPT = "The capital of France is"
 FALLEN_APART = 0.05  # total variation distance of what did not stand still, at least
 SHOWN = 1e-4  # and of what did, on the page
+# Widths of each picture, of what is seen of it, and of what its frame scrolls over.
+FRAMES = """return [...document.querySelectorAll(".matplotlib")].map(frame =>
+  [frame.querySelector("img").getBoundingClientRect().width, frame.clientWidth, frame.scrollWidth])"""
 
 
 @pytest.fixture(scope="module")
@@ -373,6 +376,11 @@ def test_the_page_in_a_browser(browser, page, tmp_path):
     wait.until(lambda _: browser.execute_script("return window.innerWidth") == narrow["width"])
     widest = browser.execute_script("return document.documentElement.scrollWidth")
     assert browser.save_screenshot(str(tmp_path / "narrow.png")) and widest <= narrow["width"]
+    # Pictures keep a size at which they can be read, and scroll in their frames.
+    frames = browser.execute_script(FRAMES)
+    assert len(frames) == 3
+    for drawn, seen, scrolls in frames:
+        assert drawn >= 600 > narrow["width"] > seen and scrolls >= drawn
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
     for _ in range(60):
