@@ -76,8 +76,10 @@ def test_every_test_named_exists(page):
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
-def test_every_pretraining_line_is_understood(page):
+def test_every_pretraining_line_is_understood(page, tmp_path, monkeypatch):
     """Presets that exist, and options that the program takes."""
+    monkeypatch.chdir(tmp_path)
+    Path("digits.json").touch()
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     lines = re.findall(r"training/pretrain\.py( --config [^#\n`]*)", text)
     assert lines or page.stem not in ("training", "comparison", "README")
@@ -117,6 +119,8 @@ def test_the_blocks_of_a_page_run_as_pasted(page, monkeypatch, tmp_path):
     tokenizer.eos_token = "<s>"
     tokenizer.save_pretrained(tmp_path / "my-rigpt")
     tiny_model(dtype=torch.float32).save_pretrained(tmp_path / "my-rigpt")
+    shutil.copytree(tmp_path / "my-rigpt", tmp_path / "runs/pets/model")
+    (tmp_path / "pets.json").write_text('{"format": "rigpt token symmetry", "generators": [[[" a", " b"]]]}')
     (tmp_path / "text.txt").write_text(" a b" * 9 + "\n\n" + " b a" * 9)
     (tmp_path / "evaluation").symlink_to(ROOT / "evaluation")
     monkeypatch.chdir(tmp_path)

@@ -50,11 +50,13 @@ from .sharding import (
     local_gradients,
     shard,
 )
-from .symmetry import read_symmetry
+from .symmetry import absent_in_words, read_symmetry
 
 
 logger = logging.get_logger(__name__)
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Tokens of the data that are looked through for those of a symmetry.
+LOOKED_AT = 2**22
 # Facts of a checkpoint besides the options; they change from one to the next.
 PROGRESS = ("world", "best_validation", "windows", "averaged")
 
@@ -127,6 +129,10 @@ class PretrainingRun:
         if options.gradient_checkpointing:
             recompute_activations_(model)
         self.kept = read_symmetry(options.symmetry, model.config, self.tokenizer, vocabulary, end)
+        if self.kept is not None and self.accelerator.is_main_process:
+            read = self.windows.shards.read(0, min(LOOKED_AT, len(self.windows.shards)))
+            if (absent := absent_in_words(self.kept, read, self.tokenizer)) is not None:
+                logger.warning(absent)
         representation = representation_of(model, self.kept, options.symmetry_kind)
         self.flops = flops_per_token(model, options.context_length)
         if options.fsdp:

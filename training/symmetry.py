@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rigpt_hf.checkpoints.read import load_config
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry
+from rigpt_hf.symmetry.tokens.symmetry import behind_a_space
 from rigpt_hf.symmetry.tokens.training import recorded
 from rigpt_hf.text.tokenizer import vocabulary_size
 
@@ -39,6 +41,22 @@ def read_symmetry(
             "Make it with the same tokenizer."
         )
     return symmetry
+
+
+def absent_in_words(symmetry: TokenSymmetry, ids: np.ndarray, tokenizer: Any) -> str | None:
+    """A sentence on the tokens that a symmetry moves and that are not among `ids`, the first of the data, if any are."""
+    there = set(np.unique(ids).tolist())
+    absent = [int(token) for token in symmetry.points if int(token) not in there]
+    if not absent:
+        return None
+    moved = len(symmetry.points)
+    said = f"of the {moved} tokens that it moves, {len(absent)} do not occur in the first {ids.size:,} tokens"
+    if tokenizer is None:
+        return f"`symmetry` has tokens that the data lack: {said}."
+    words = [tokenizer.decode([token]) for token in absent]
+    behind = [f" {word}" for word in words if behind_a_space(word, tokenizer) in there]
+    hint = f" {behind[0]!r}, the word behind a space, is another token and occurs: is that one meant?" if behind else ""
+    return f"`symmetry` has tokens that the data lack: {said}, such as {words[0]!r}.{hint}"
 
 
 def kept_in_words(distance: float) -> str:

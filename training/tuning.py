@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
+import numpy as np
 import torch
 import transformers
 import trl
@@ -36,7 +37,7 @@ from .diagnostics import summed_loss
 from .finetune_data import HeldOut, encode, hold_out, read_rows
 from .finetune_options import LONGEST, FinetuneOptions, FinetuneReport, make_adapter, perplexity
 from .folder import Lock
-from .symmetry import read_symmetry, resumed
+from .symmetry import absent_in_words, read_symmetry, resumed
 from .working import (
     RECORD,
     begin,
@@ -52,6 +53,7 @@ from .working import (
 
 
 MEASURED = 256  # examples of the training data, where none are held out
+LOOKED_AT = 4096  # examples that are looked through for the tokens of a symmetry
 
 logger = logging.get_logger(__name__)
 
@@ -203,6 +205,10 @@ def _finetune(
         check_resumes(options, record)
     examples = encode(rows, ~held.mask, tokenizer, context, shown)
     held_out = encode(rows, held.mask, tokenizer, context) if held.mask.any() else None
+    if symmetry is not None and state.is_main_process:
+        read = np.concatenate([np.zeros(0, int), *examples[:LOOKED_AT]["input_ids"]])
+        if (absent := absent_in_words(symmetry, read, tokenizer)) is not None:
+            logger.warning(absent)
 
     transformers.set_seed(options.seed)  # an adapter starts at random
     own = copy.deepcopy(tokenizer)

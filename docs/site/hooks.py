@@ -3,6 +3,7 @@
 import html
 import posixpath
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from verbs import verb_pages
 # What latex2mathml does not know, as what it does.
 SPELLED = ((r"\{aligned\}", "{align*}"), (r"\\[bB]igg?(?=\\[lr]angle)", ""), (r"\\mathrel\{(.)\}", r"\1"))
 BROKEN = re.compile(r"<m\w+[^>]*>(?:[^<]*\\[^<]*|&|&amp;|&#x00026;)</m")
+# Letters of a style that browsers do not draw by themselves, as in MathML Core.
+STYLED = re.compile(r'<(m[in]) mathvariant="(bold|fraktur|double-struck)">(\w)</\1>')
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -99,6 +102,19 @@ def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
         made = convert(formula, display="inline" if match[2] == "(" else "block")
         if BROKEN.search(made):
             raise PluginError(f"{page.file.src_uri}: latex2mathml does not know all of {formula}")
-        return made
+        return STYLED.sub(styled, made)
 
     return FORMULA.sub(drawn, content)
+
+
+def styled(match: re.Match) -> str:
+    """A letter or digit in bold, fraktur or double-struck as the character that Unicode has for it."""
+    name = unicodedata.name(match[3]).removeprefix("LATIN ").replace(" LETTER", "")
+    style = match[2].upper()
+    # Some capitals were there before the others, under a name of their own.
+    for full in (f"MATHEMATICAL {style} {name}", f"{style} {name}", f"BLACK-LETTER {name}"):
+        try:
+            return f"<mi>{unicodedata.lookup(full)}</mi>"
+        except KeyError:
+            continue
+    return match[0]

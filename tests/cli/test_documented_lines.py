@@ -100,6 +100,7 @@ def laid_out(tmp_path_factory) -> Path:
         text = "\n\n".join("a b c a a b c" + n * " a" for n in range(200))
         for name in ("text.txt", "notes.txt", "held-out.txt", "wiki.valid.txt", "README.md"):
             Path(name).write_text(text)
+        Path("pets.json").write_text('{"format": "rigpt token symmetry", "generators": [[["a", "b"]]]}')
         task = "{metric: perplexity, arguments: {context: 32}}"
         Path("brief.yaml").write_text(f"text: {{source: text.txt, documents: 4, window: 33}}\ntasks: [{task}]\n")
         Path("metadata.yaml").write_text("title: Small\nlicense: mit\n")

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -13,7 +14,7 @@ from rigpt_hf.symmetry.tokens.filling import Filling
 from rigpt_hf.symmetry.tokens.training import SymmetricTraining, recorded
 from rigpt_hf.training import build, loop
 from rigpt_hf.training.pretrain import main
-from rigpt_hf.training.symmetry import kept_in_words
+from rigpt_hf.training.symmetry import absent_in_words, kept_in_words
 from tests.evaluation.toys import word_tokenizer
 from tests.models import tokens
 from tests.processes import ROOT
@@ -218,11 +219,11 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_made(data, files, tmp
     assert "\n" not in str(told.value) and not (tmp_path / "run").exists()
 
 
-def test_the_program_takes_strings_and_refuses_before_data_are_made(tmp_path, capsys):
+def test_the_program_takes_strings_and_refuses_before_data_are_made(tmp_path, capsys, caplog):
     words = [f"{colour} {thing}" for colour in ("red", "blue") for thing in ("cat", "dog", "cow")]
     texts = [" ".join(words[i % 6 :] + words[: i % 5]) + f" {i}" for i in range(1500)]
     (tmp_path / "a.txt").write_text("\n\n".join(texts))
-    content = {"format": "rigpt token symmetry", "vocab_size": 300, "generators": [[["Ġcat", "Ġdog"]]]}
+    content = {"format": "rigpt token symmetry", "generators": [[["Ġcat", "Ġdog"]]]}
     file = tmp_path / "symmetry.json"
     arguments = ["--data", str(tmp_path / "a.txt"), "--data-options", '{"separator": "\\n\\n"}', "--eval-share", "0.1"]
     arguments += ["--data-dir", str(tmp_path / "data"), "--tokenizer", "train:300", "--context-length", "8"]
@@ -241,7 +242,28 @@ def test_the_program_takes_strings_and_refuses_before_data_are_made(tmp_path, ca
         f"The weights have kept the symmetry: their distance from it is {away:.1e} of their norm, and up to 1e-04 is"
     )
     assert away < KEPT and told in capsys.readouterr().out
+    file.write_text(json.dumps(content | {"generators": [[["Ġcat", "!"]]]}))
+    assert main([*arguments, "--output-dir", str(tmp_path / "other")]) == 0
+    assert "of the 2 tokens that it moves, 1 do not occur in the first" in caplog.text
     assert kept_in_words(2e-4).startswith("The weights have left the symmetry: their distance from it is 2.0e-04 of")
+
+
+def test_a_word_that_text_has_behind_spaces_alone_is_named():
+    tokenizer = word_tokenizer(["<s>", "cat", " cat", "dog", " dog", "!"])
+    symmetry = TokenSymmetry.from_exchanges([[["cat", "dog"]]], tokenizer=tokenizer)
+    read = np.array([2, 4, 2, 5])
+    assert absent_in_words(symmetry, read, tokenizer) == (
+        "`symmetry` has tokens that the data lack: of the 2 tokens that it moves, 2 do not occur in the first 4 tokens, "
+        "such as 'cat'. ' cat', the word behind a space, is another token and occurs: is that one meant?"
+    )
+    assert absent_in_words(symmetry, read, None).endswith("2 do not occur in the first 4 tokens.")
+    assert absent_in_words(symmetry, np.array([1, 3]), tokenizer) is None
+    said = absent_in_words(TokenSymmetry.from_exchanges([[["cat", "!"]]], tokenizer=tokenizer), read, tokenizer)
+    assert "1 do not occur" in said and said.count("cat") == 2
+    spaced = word_tokenizer(["<s>", " cat", " dog"])
+    spaced.unk_token = "<s>"
+    with pytest.raises(ValueError, match="got 'cat', which is none. ' cat' is one, as words behind a space are"):
+        TokenSymmetry.from_exchanges([[["cat", "dog"]]], tokenizer=spaced)
 
 
 def test_the_file_on_the_page_is_one(tmp_path):

@@ -138,7 +138,8 @@ def validation_batches(
     if batches < 1 or not 1 <= batch_size <= len(windows):
         raise ValueError(
             f"`batch_size` must be at most the {len(windows)} windows of split {shards.split!r}, and `batches` at "
-            f"least 1, got {batch_size} and {batches}. Make the batches smaller, or hold out more in a new folder."
+            f"least 1, got {batch_size} and {batches}. Make the batches smaller, or hold out more, with a larger "
+            "`eval_share` in another `data_dir`."
         )
     steps = range(min(batches, len(windows) // batch_size))
     return (windows.batch(step, batch_size, seed=VALIDATION_SEED) for step in steps)

@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import product
 from operator import index
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -201,7 +202,8 @@ class TokenSymmetry:
         cls, content: Mapping[str, Any], special: Sequence[int] = (), tokenizer: Any = None
     ) -> "TokenSymmetry":
         """
-        The symmetry that `to_dict` wrote; by hand, tokens may be strings for a tokenizer.
+        The symmetry that `to_dict` wrote; by hand, tokens may be strings for a tokenizer, which also knows the
+        `vocab_size` if that is left out.
 
         Raises:
             ValueError: if it is something else.
@@ -211,7 +213,8 @@ class TokenSymmetry:
             if not all(isinstance(one, list) for cycles in content["generators"] for one in (cycles, *cycles)):
                 raise _no_symmetry(content)
             generators = [[token_ids(cycle, tokenizer) for cycle in cycles] for cycles in content["generators"]]
-            return cls(content["vocab_size"], generators, special)
+            size = content.get("vocab_size")
+            return cls(_vocabulary(None, tokenizer, [])[0] if size is None else size, generators, special)
         except TypeError as error:
             raise _no_symmetry(content) from error
 
@@ -259,8 +262,8 @@ def _of_file(path: str | Path) -> Iterator[None]:
 
 def check_format(content: Any) -> None:
     """A `ValueError` if this is not what `to_dict` writes, as far as one sees without its tokens."""
-    kinds = {"format": str, "vocab_size": int, "generators": list}
-    if not isinstance(content, Mapping) or any(type(content.get(name)) is not kind for name, kind in kinds.items()):
+    kinds = {"format": (str,), "vocab_size": (int, NoneType), "generators": (list,)}
+    if not isinstance(content, Mapping) or any(type(content.get(name)) not in kind for name, kind in kinds.items()):
         raise _no_symmetry(content)
     if content["format"] != FORMAT:
         raise _no_symmetry(content)
@@ -305,13 +308,21 @@ def token_ids(tokens: Tokens, tokenizer: Any) -> list[int]:
             found = [vocabulary[token]] if token in vocabulary else None
             found = found or tokenizer(token, add_special_tokens=False)["input_ids"]
             if len(found) != 1 or found[0] == tokenizer.unk_token_id != vocabulary.get(token):
+                spaced = behind_a_space(token, tokenizer)
                 raise ValueError(
-                    f"`tokens` must be single tokens of the tokenizer, got {shown(repr(token))}, which is none. Take "
-                    "others, or add it to the tokenizer."
+                    f"`tokens` must be single tokens of the tokenizer, got {shown(repr(token))}, which is none. "
+                    + (f"{shown(repr(f' {token}'))} is one, as words behind a space are: write that. " if spaced else "")
+                    + "Take others, or add it to the tokenizer."
                 )
             token = found[0]
         ids.append(_id(token))
     return ids
+
+
+def behind_a_space(token: str, tokenizer: Any) -> int | None:
+    """The id of a word as it is behind a space, if that is a single token."""
+    found = tokenizer(f" {token}", add_special_tokens=False)["input_ids"]
+    return found[0] if len(found) == 1 and found[0] != tokenizer.unk_token_id else None
 
 
 def _id(token: Any) -> int:
