@@ -93,8 +93,8 @@ print(text[2000:2200])
 # - a table of pairs, counted there too: the law of a character given the one before.
 #
 # A table is a model like any other, so its loss is not an entropy either. The cell counts the pairs of the held-out
-# text as well. The conditional entropy $S$ of a character, given the one before, is what no model that sees one
-# character gets below there, and $D$ is what the table of the training text loses on top.
+# text as well. Their entropy $S$ is what no model that sees one character gets below there, and $D$ is what the table
+# of the training text loses on top.
 
 # %%
 
@@ -175,10 +175,8 @@ assert not torch.allclose(response.T, p[:, None] * values), "without the mean it
 # \end{aligned}$$
 #
 # The middle three are a layer. Each of its two updates adds to the stream what it computes from the stream, and
-# LayerNorm (LN) stands before every read: it takes the mean over the coordinates away, divides by the standard
-# deviation, multiplies by a gain and adds a bias, both of $d$ numbers. Chapter 2 is about what that hides. $W_1$ makes
-# $4d$ numbers of $d$, and $W_2$ takes them back. `mask` says who sees whom: a lower triangle, so that nobody sees the
-# future.
+# LayerNorm (LN) stands before every read; chapter 2 is about what that hides. `mask` says who sees whom: a lower
+# triangle, so that nobody sees the future.
 
 # %%
 

@@ -291,8 +291,8 @@ assert max(agreement, biases, library) < 1e-12
 #
 # Readers inside the layers can do what the gains and biases before them did, so these were redundant. The last norm is
 # another case: its reader $E$ is the table of tokens too and cannot follow, so $G$ and $b$ keep what was in it. The
-# rank of the derivative of all logits by all weights tells the two apart. Leave numbers out: the rank stays exactly if
-# the other weights can do what these numbers did (chapter 4).
+# rank of the derivative of all logits by all weights tells the two apart. It falls without a number exactly if the
+# other weights cannot do what that number does (chapter 4).
 
 # %%
 small = GPT2Config(vocab_size=9, n_positions=6, n_embd=6, n_layer=1, n_head=2, n_inner=8, **special)
@@ -323,10 +323,9 @@ assert whole == without_layers == without_last + 12
 # else. With an untied head, and norms without bias except the last, the turned weights run in the stock class exactly
 # if $Q \mathbf 1 = \pm \mathbf 1$. That is the group of the first section, $O(d-1)$ and a sign.
 #
-# The head then is $E \tilde G$ with the turned $\tilde G = G Q^\top$, and a stock head has no bias for $E b$. The
-# empty direction can carry it: let the last norm have the bias $Q e$. Then
-# $\big(E \tilde G + E b\,(Q e)^\top\big) (n(x) + Q e) = E\, (\tilde G\, n(x) + b)$, because
-# $\tilde G\, Q e = 0 = (Q e) \cdot n(x)$.
+# The head then is $E G$, and a stock head has no bias for $E b$. The empty direction can carry it: let the last norm
+# have the bias $Q e$. Then $\big(E G + E b\,(Q e)^\top\big) (n(x) + Q e) = E\, (G\, n(x) + b)$, because
+# $G\, Q e = 0 = (Q e) \cdot n(x)$.
 
 # %%
 fixing = GaugeTransformation.random(model.config, generator, ("stream",), fix_ones=True)

@@ -127,8 +127,7 @@ assert abs(orders[0] - 2) < 0.1 and abs(orders[1] - 3) < 0.1 and max(commuting) 
 # ## Straight lines in a curved space
 #
 # Let $\Omega = Q^\top \dot Q$ be the angular velocity. Which path between two rotations has the least energy
-# $\tfrac12 \int |\Omega|^2 dt$, with $\langle A, B \rangle = \operatorname{tr} A^\top B$ and
-# $|A|^2 = \langle A, A \rangle$? Vary $Q \to Q e^{\epsilon \eta}$ with $\eta = 0$ at the ends. Then
+# $\tfrac12 \int |\Omega|^2 dt$? Vary $Q \to Q e^{\epsilon \eta}$ with $\eta = 0$ at the ends. Then
 # $\delta \Omega = \dot\eta + [\Omega, \eta]$, and
 #
 # $$\delta E = \int \langle \Omega, \dot\eta + [\Omega, \eta] \rangle\, dt = -\int \langle \dot\Omega, \eta
@@ -192,13 +191,13 @@ show(
 #
 # "Uniform" on a group means: the law does not change if everything is multiplied by a fixed $R$. There is exactly one
 # such law on a compact group, its Haar measure. For $O(n)$ it is easily made: let $G$ have independent Gaussian
-# entries; then $RG$ has the law of $G$. Split $G = Q T$ with $Q$ orthogonal and $T$ upper triangular. If this
-# splitting were unique, $RG = (RQ) T$ would say that $RQ$ belongs to $RG$, so $RQ$ would have the law of $Q$.
+# entries; then $RG$ has the law of $G$. Split $G = Q R_+$ with $Q$ orthogonal and $R_+$ upper triangular. If this
+# splitting were unique, $RG = (RQ) R_+$ would say that $RQ$ belongs to $RG$, so $RQ$ would have the law of $Q$.
 #
-# It is unique only if the diagonal of $T$ is positive: with any signs $D$, $Q T = (QD)(D T)$. A library's QR
+# It is unique only if the diagonal of $R_+$ is positive: with any signs $D$, $Q R_+ = (QD)(D R_+)$. A library's QR
 # takes whatever signs its algorithm finds. LAPACK's Householder reflections choose
-# $t_{11} = -\operatorname{sign}(g_{11})\, |g_1|$, with $g_1$ the first column of $G$, to avoid cancellation. So
-# $q_{11} = g_{11} / t_{11} = -|g_{11}| / |g_1|$ is *never positive*. Multiplying the columns of $Q$ by the signs of
+# $r_{11} = -\operatorname{sign}(g_{11})\, |g_1|$, with $g_1$ the first column of $G$, to avoid cancellation. So
+# $q_{11} = g_{11} / r_{11} = -|g_{11}| / |g_1|$ is *never positive*. Multiplying the columns of $Q$ by the signs of
 # the diagonal repairs it.
 #
 # A check that can be done by hand: for $n = 3$ the first column is uniform on a sphere, and by Archimedes a coordinate
@@ -207,11 +206,11 @@ show(
 # %%
 SAMPLES = 8000
 gaussian = torch.randn(SAMPLES, 3, 3, generator=generator)
-raw, triangular = torch.linalg.qr(gaussian)
-fixed = raw * triangular.diagonal(dim1=-2, dim2=-1).sign()[:, None, :]
+raw, R = torch.linalg.qr(gaussian)
+fixed = raw * R.diagonal(dim1=-2, dim2=-1).sign()[:, None, :]
 uniform = stats.uniform(-1, 2)
 p_raw, p_fixed = (max(stats.kstest(each[:, 0, 0].numpy(), uniform.cdf).pvalue, 1e-300) for each in (raw, fixed))
-print(f"first entry uniform on [-1, 1]? p ≤ {p_raw:.0e} without the signs, {p_fixed:.2f} with them")
+print(f"first entry uniform on [-1, 1]? p = {p_raw:.0e} without the signs, {p_fixed:.2f} with them")
 print(f"share of positive first entries without the signs: {float((raw[:, 0, 0] > 0).double().mean()):.2f}")
 assert p_raw < 1e-10 and p_fixed > 1e-4
 library = torch.stack([haar(3, generator) for _ in range(1000)])
@@ -238,7 +237,7 @@ proper = fixed * torch.det(fixed)[:, None, None]  # -I has determinant -1 and co
 haar_angles = angle_of(proper)
 p_angle = float(stats.kstest(haar_angles.numpy(), lambda x: (x - torch.as_tensor(x).sin().numpy()) / math.pi).pvalue)
 p_uniform = max(stats.kstest(haar_angles.numpy(), stats.uniform(0, math.pi).cdf).pvalue, 1e-300)
-print(f"angles: p = {p_angle:.2f} for (1 - cos θ)/π, at most {p_uniform:.0e} for uniform angles")
+print(f"angles: p = {p_angle:.2f} for (1 - cos θ)/π, {p_uniform:.0e} for uniform angles")
 assert p_angle > 1e-4 and p_uniform < 1e-10
 
 figure, (panel, second) = panels(2, "What uniform means: the first entry, and the angle, of random matrices (n = 3)")
@@ -352,9 +351,9 @@ show(
 # With them it must pass through $e^{pA}$: $M e^{pA} = e^{pA} M$ for all $p$, that is $[A, M] = 0$. In the basis of the
 # planes $A = \operatorname{diag}(i\omega_1, i\omega_2, \dots)$ acts on $\mathbb C^{h/2}$. A real $M$ is a complex
 # linear part plus one that conjugates, and $[A, M] = 0$ says: the linear part may join planes with
-# $\omega_i = \omega_j$, the other those with $\omega_i = -\omega_j$. For frequencies that differ in size, and are
-# not 0, one complex number is left per plane: a rotation and a stretch, $h$ dimensions. A plane at rest keeps all of
-# its $2 \times 2$ matrices. The commutant is a null space, so its dimension can be counted.
+# $\omega_i = \omega_j$, the other those with $\omega_i = -\omega_j$. For frequencies that differ in size one complex
+# number is left per plane: a rotation and a stretch, $h$ dimensions. The commutant is a null space, so its dimension
+# can be counted.
 
 # %%
 
