@@ -163,7 +163,7 @@ def check_alone(options: Any) -> None:
     """A `ValueError` if the file of a symmetry is not there, or options of a symmetry are given without one."""
     if options.symmetry is not None and not Path(options.symmetry).is_file():
         raise ValueError(
-            f"`symmetry` must be a file, got {options.symmetry!r}. Write one as docs/training.md, \"A symmetry of the "
+            f'`symmetry` must be a file, got {options.symmetry!r}. Write one as docs/training.md, "A symmetry of the '
             'data", shows.'
         )
     for name in ("symmetry_project_weights", "symmetry_kind"):

@@ -44,7 +44,7 @@ def read_symmetry(
 
 
 def absent_in_words(symmetry: TokenSymmetry, ids: np.ndarray, tokenizer: Any) -> str | None:
-    """A sentence on the tokens that a symmetry moves and that are not among `ids`, the first of the data, if any are."""
+    """A sentence on tokens that a symmetry moves and that are not among `ids`, the first of the data, if any are."""
     there = set(np.unique(ids).tolist())
     absent = [int(token) for token in symmetry.points if int(token) not in there]
     if not absent:
@@ -55,7 +55,9 @@ def absent_in_words(symmetry: TokenSymmetry, ids: np.ndarray, tokenizer: Any) ->
         return f"`symmetry` has tokens that the data lack: {said}."
     words = [tokenizer.decode([token]) for token in absent]
     behind = [f" {word}" for word in words if behind_a_space(word, tokenizer) in there]
-    hint = f" {behind[0]!r}, the word behind a space, is another token and occurs: is that one meant?" if behind else ""
+    hint = (
+        f" {behind[0]!r}, the word behind a space, is another token and occurs: is that one meant?" if behind else ""
+    )
     return f"`symmetry` has tokens that the data lack: {said}, such as {words[0]!r}.{hint}"
 
 

@@ -39,7 +39,9 @@ def api_pages() -> dict[str, str]:
         if name.removeprefix("rigpt_hf.") in NOT_IMPORTED:
             continue
         public = STABLE.get(name, name)
-        pages[f"api/{public}.md"] = f"---\nsearch:\n  boost: 0.5\n---\n\n# {public}\n\n" + "\n\n".join(members(public, path)) + "\n"
+        pages[f"api/{public}.md"] = (
+            f"---\nsearch:\n  boost: 0.5\n---\n\n# {public}\n\n" + "\n\n".join(members(public, path)) + "\n"
+        )
     return pages
 
 

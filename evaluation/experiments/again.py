@@ -1,5 +1,5 @@
 """
-Does the present code still give the numbers that are written down? One run of each row of a file of runs: see `--help`.
+Does the present code still give the numbers that are written down? One run of each row of a file: see `--help`.
 
 A row is a learner on a task, at its best rate; of its runs the one with seed 0 is made again. Training amplifies
 rounding, so the same run ends with other digits on another machine, or where sums are taken in another order. What can
@@ -73,9 +73,7 @@ def made_again(options: Options, facts: dict[str, Any], run: dict[str, Any]) -> 
     keys = EXPERIMENTS[facts["experiment"]].options
     chosen = {option: [run[key]] for key, option in keys.items()}
     rates = {"rates": [run["rate"]]} if "rate" in run else {}
-    given = module.Options(
-        **facts["settings"], **chosen, **rates, only=run["learner"], seeds=1, output=options.output
-    )
+    given = module.Options(**facts["settings"], **chosen, **rates, only=run["learner"], seeds=1, output=options.output)
     known = {key: run[key] for key in (*keys, "learner", "seed", "rate") if key in run}
     (made,) = (made for made in module.run(given, Console(quiet=True)) if known.items() <= made.items())
     return made
@@ -108,7 +106,9 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         made.append(made_again(options, facts, row[0]))
         then, now = [round(experiment.value(run), SHOWN) for run in row], round(experiment.value(made[-1]), SHOWN)
         among = "yes" if min(then) <= now <= max(then) else f"{now - min(then, key=lambda one: abs(one - now)):+.4f}"
-        table.add_row(name, f"{then[0]:.4f}", f"{min(then):.4f}–{max(then):.4f}" if row[1:] else "–", f"{now:.4f}", among)
+        table.add_row(
+            name, f"{then[0]:.4f}", f"{min(then):.4f}–{max(then):.4f}" if row[1:] else "–", f"{now:.4f}", among
+        )
     console.print(table)
     return made
 

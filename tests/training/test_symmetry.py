@@ -253,8 +253,8 @@ def test_a_word_that_text_has_behind_spaces_alone_is_named():
     symmetry = TokenSymmetry.from_exchanges([[["cat", "dog"]]], tokenizer=tokenizer)
     read = np.array([2, 4, 2, 5])
     assert absent_in_words(symmetry, read, tokenizer) == (
-        "`symmetry` has tokens that the data lack: of the 2 tokens that it moves, 2 do not occur in the first 4 tokens, "
-        "such as 'cat'. ' cat', the word behind a space, is another token and occurs: is that one meant?"
+        "`symmetry` has tokens that the data lack: of the 2 tokens that it moves, 2 do not occur in the first 4 "
+        "tokens, such as 'cat'. ' cat', the word behind a space, is another token and occurs: is that one meant?"
     )
     assert absent_in_words(symmetry, read, None).endswith("2 do not occur in the first 4 tokens.")
     assert absent_in_words(symmetry, np.array([1, 3]), tokenizer) is None

@@ -61,7 +61,9 @@ class Options(LearnerOptions):
         check_known("groups", self.groups, GROUPS)
         check_least(self, steps=2**MEASUREMENTS, length=2)
         if self.rates:
-            raise ValueError(f"`rates` must be left out, got {self.rates}: every learner here has one rate of its own.")
+            raise ValueError(
+                f"`rates` must be left out, got {self.rates}: every learner here has one rate of its own."
+            )
 
     @property
     def longer(self) -> int:

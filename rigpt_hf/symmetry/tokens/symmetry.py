@@ -311,7 +311,11 @@ def token_ids(tokens: Tokens, tokenizer: Any) -> list[int]:
                 spaced = behind_a_space(token, tokenizer)
                 raise ValueError(
                     f"`tokens` must be single tokens of the tokenizer, got {shown(repr(token))}, which is none. "
-                    + (f"{shown(repr(f' {token}'))} is one, as words behind a space are: write that. " if spaced else "")
+                    + (
+                        f"{shown(repr(f' {token}'))} is one, as words behind a space are: write that. "
+                        if spaced
+                        else ""
+                    )
                     + "Take others, or add it to the tokenizer."
                 )
             token = found[0]

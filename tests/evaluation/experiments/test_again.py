@@ -92,14 +92,18 @@ def test_a_row_alone_and_nothing_twice(results, tmp_path, monkeypatch):
 
 def test_what_has_no_rows_is_refused(results, tmp_path):
     path = results("scan")
-    with pytest.raises(ValueError, match="`only` must begin the name of a row, got 'left'. Rows: add-jump, RiGPT, verbs"):
+    with pytest.raises(
+        ValueError, match="`only` must begin the name of a row, got 'left'. Rows: add-jump, RiGPT, verbs"
+    ):
         told(path, tmp_path / "again.json", only="left")
     blocks.RunRecords(tmp_path / "blocks.json", "blocks", {}).run(lambda: {"seconds": 1.0}, seed=0)
     with pytest.raises(ValueError, match="`results` must be runs of scan, words"):
         told(tmp_path / "blocks.json", tmp_path / "again.json")
 
 
-LINES = [line for page in PAGES for line in lines_of(page) if line.startswith("python -m evaluation.experiments.again")]
+LINES = [
+    line for page in PAGES for line in lines_of(page) if line.startswith("python -m evaluation.experiments.again")
+]
 
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line.split()[3])
