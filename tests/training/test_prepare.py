@@ -124,7 +124,7 @@ def test_data_that_a_run_could_not_begin_with_are_named_before_it(words, tmp_pat
     ready = {"data_options": CUT, "prepare_only": True}
     line = refused(capsys, words(**ready, global_batch_size=5000))
     assert "`--global-batch-size` must be at most the " in line and "`--eval-batches` at least 1, got " in line
-    assert "hold out more in a new folder" in line
+    assert "hold out more, with a larger `--eval-share` in another `--data-dir`" in line
     assert "`--context-length` must be from 2 to the" in refused(capsys, words(**ready, context_length=1_000_000))
     monkeypatch.setenv("WORLD_SIZE", "2")
     line = refused(capsys, words(**ready, data_dir=tmp_path / "other"))
