@@ -132,6 +132,7 @@ def test_the_blocks_of_a_page_run_as_pasted(page, monkeypatch, tmp_path):
         for old, new in fewer.items():
             block = block.replace(old, new)
         exec(block, namespace)
+    assert namespace.keys() > {"__builtins__"}, "no block has left a name"
 
 
 def test_every_block_has_a_language_that_a_test_reads():

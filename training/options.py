@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from rigpt_hf.command_line import READS, WRITES
 from rigpt_hf.dataclass_options import parse
+from rigpt_hf.extras import advice
 
 
 PRESETS = Path(__file__).parent / "presets"
@@ -232,9 +233,9 @@ class RunOptions:
             self.report_to = []
         for name in self.report_to:
             if name not in TRACKERS or importlib.util.find_spec(name) is None:
+                needed = advice(ImportError(name=name), "train") or "Install it, or pass --report-to none."
                 raise ValueError(
-                    f"`report_to` must be installed ones of {', '.join(TRACKERS)}, got {name!r}. Install it, or pass "
-                    "--report-to none."
+                    f"`report_to` must be installed ones of {', '.join(TRACKERS)}, got {name!r}. {needed}"
                 )
 
 

@@ -40,7 +40,7 @@ def api_pages() -> dict[str, str]:
             continue
         public = STABLE.get(name, name)
         pages[f"api/{public}.md"] = (
-            f"---\nsearch:\n  boost: 0.5\n---\n\n# {public}\n\n" + "\n\n".join(members(public, path)) + "\n"
+            f"---\nsearch:\n  boost: 0.1\n---\n\n# {public}\n\n" + "\n\n".join(members(public, path)) + "\n"
         )
     return pages
 

@@ -18,7 +18,7 @@ from verbs import verb_pages
 SPELLED = ((r"\{aligned\}", "{align*}"), (r"\\[bB]igg?(?=\\[lr]angle)", ""), (r"\\mathrel\{(.)\}", r"\1"))
 BROKEN = re.compile(r"<m\w+[^>]*>(?:[^<]*\\[^<]*|&|&amp;|&#x00026;)</m")
 # Letters of a style that browsers do not draw by themselves, as in MathML Core.
-STYLED = re.compile(r'<(m[in]) mathvariant="(bold|fraktur|double-struck)">(\w)</\1>')
+STYLED = re.compile(r'<(m[in]) mathvariant="(bold|fraktur|double-struck)">(\w|&#x\w+;)</\1>')
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -109,7 +109,9 @@ def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
 
 def styled(match: re.Match) -> str:
     """A letter or digit in bold, fraktur or double-struck as the character that Unicode has for it."""
-    name = unicodedata.name(match[3]).removeprefix("LATIN ").replace(" LETTER", "")
+    name = (
+        unicodedata.name(html.unescape(match[3])).removeprefix("LATIN ").removeprefix("GREEK ").replace(" LETTER", "")
+    )
     style = match[2].upper()
     # Some capitals were there before the others, under a name of their own.
     for full in (f"MATHEMATICAL {style} {name}", f"{style} {name}", f"BLACK-LETTER {name}"):

@@ -213,7 +213,7 @@ def words(node: ast.AST) -> str:
 # A message that is pasted finds its refusal, and a few words a page that explains.
 INTRODUCTION = """---
 search:
-  boost: 0.5
+  boost: 0.8
 ---
 
 # Troubleshooting

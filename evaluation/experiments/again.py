@@ -24,7 +24,7 @@ from .run_records import read_runs
 
 
 class Experiment(NamedTuple):
-    """What is asked of the runs of an experiment."""
+    """An experiment: what tells its rows apart, and the number of a run that is compared."""
 
     options: dict[str, str]
     """For each key that tells its rows apart, the option that chooses by it."""

@@ -176,7 +176,9 @@ def same_tables(a: OpenedModel, b: OpenedModel, notes: list[str]) -> tuple[Opene
     if all(tied):
         return _widened(_with_projections(a), size), _widened(_with_projections(b), size)
     a, b = _untied(a, tied), _untied(b, tied)
-    if not any(model.config.output_bias for model in (a, b)):
+    biased = any(model.config.output_bias for model in (a, b))
+    sizes = {model.config.embedding_size for model in (a, b)}
+    if not biased and (len(sizes) > 1 or None in sizes):
         return _without_projections(a), _without_projections(b)
     return _widened(_without_unseen(_with_projections(a)), size), _widened(_without_unseen(_with_projections(b)), size)
 

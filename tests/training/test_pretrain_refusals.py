@@ -13,9 +13,7 @@ from safetensors.torch import load_file, save_file
 from rigpt_hf.checkpoints.disk import temporary_sibling
 from rigpt_hf.training import folder
 from rigpt_hf.training.build import ensure_data
-from rigpt_hf.training.options import (
-    DataOptions,
-)
+from rigpt_hf.training.options import DataOptions, PretrainOptions
 from rigpt_hf.training.pretrain import main
 from tests.training.runs import (
     MODEL,
@@ -400,7 +398,7 @@ IMPOSSIBLE = [
     ),
     ({"init_from": "nowhere"}, "`config_overrides` must be left out with `init_from`"),
     ({"init_from": "nowhere", "config_overrides": {}}, "`init_from` must be the folder of a saved model"),
-    ({"report_to": ["nobody"]}, "`report_to` must be installed ones of tensorboard, .* got 'nobody'"),
+    ({"report_to": ["nobody"]}, "`report_to` must be installed ones of tensorboard, .* got 'nobody'. Install it, or"),
 ]
 
 
@@ -409,3 +407,11 @@ def test_impossible_options_are_refused(data, tmp_path):
         with pytest.raises(ValueError, match=message):
             pretrain(data, tmp_path / "run", **options)
         assert not (tmp_path / "run" / "checkpoints").exists(), options
+
+
+def test_a_tracker_that_an_extra_brings_is_named_with_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"got 'tensorboard'. .* Run `pip install 'rigpt-hf\[train\]'`"):
+        PretrainOptions(report_to=["tensorboard"])
+    with pytest.raises(ValueError, match="got 'wandb'. Install it, or pass --report-to none"):
+        PretrainOptions(report_to=["wandb"])

@@ -10,7 +10,7 @@ music21 (`pip install music21`), which no other part of the project needs.
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,6 +74,7 @@ class Options(LearnerOptions):
         check_least(self, steps=MEASUREMENTS, window=2, chorales=10)
 
 
+@cache
 def corpus(count: int | None) -> list[list[tuple[float, int]]]:
     """The notes of Bach's chorales, in the order of their numbers."""
     try:

@@ -308,15 +308,11 @@ def token_ids(tokens: Tokens, tokenizer: Any) -> list[int]:
             found = [vocabulary[token]] if token in vocabulary else None
             found = found or tokenizer(token, add_special_tokens=False)["input_ids"]
             if len(found) != 1 or found[0] == tokenizer.unk_token_id != vocabulary.get(token):
-                spaced = behind_a_space(token, tokenizer)
+                spaced = "" if behind_a_space(token, tokenizer) is None else f" {token}"
+                hint = f"{shown(repr(spaced))} is one, as words behind a space are: write that. " if spaced else ""
                 raise ValueError(
-                    f"`tokens` must be single tokens of the tokenizer, got {shown(repr(token))}, which is none. "
-                    + (
-                        f"{shown(repr(f' {token}'))} is one, as words behind a space are: write that. "
-                        if spaced
-                        else ""
-                    )
-                    + "Take others, or add it to the tokenizer."
+                    f"`tokens` must be single tokens of the tokenizer, got {shown(repr(token))}, which is none. {hint}"
+                    "Take others, or add it to the tokenizer."
                 )
             token = found[0]
         ids.append(_id(token))
@@ -340,7 +336,8 @@ def _vocabulary(vocab_size: int | None, tokenizer: Any, generators: list) -> tup
     if vocab_size is None and tokenizer is None:
         raise ValueError("`vocab_size` or `tokenizer` must be given, got neither.")
     special = [] if tokenizer is None else list(tokenizer.all_special_ids)
-    return vocab_size or len(tokenizer), generators, special
+    # Ids may have gaps.
+    return vocab_size or max(tokenizer.get_vocab().values()) + 1, generators, special
 
 
 def _checked(table: Any) -> np.ndarray:

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 from sympy.combinatorics.named_groups import AlternatingGroup, CyclicGroup, SymmetricGroup
+from tokenizers import models
 
 from rigpt_hf.symmetry.tokens import OrderError, TokenSymmetry
 from tests.evaluation.toys import word_tokenizer
@@ -171,3 +172,27 @@ def test_what_a_file_lacks_is_said_with_its_name(generators, fault, tmp_path):
     path.write_text(json.dumps({"format": "rigpt token symmetry", "vocab_size": 9, "generators": generators}))
     with pytest.raises(ValueError, match=f"^`symmetry` must hold exchanges of tokens, got '{path}': {fault}"):
         TokenSymmetry.load(path)
+
+
+def test_a_tokenizer_with_gaps_says_how_many_tokens_there_are():
+    tokenizer = word_tokenizer(["<s>", "walk", "run"])
+    tokenizer.add_tokens([])
+    tokenizer.backend_tokenizer.model = models.WordLevel({"<s>": 0, "walk": 1, "run": 7}, unk_token="<s>")
+    assert len(tokenizer) == 3
+    written = {"format": "rigpt token symmetry", "generators": [[["walk", "run"]]]}
+    for symmetry in (
+        TokenSymmetry.from_dict(written, tokenizer=tokenizer),
+        TokenSymmetry.named("cyclic", [["walk", "run"]], tokenizer=tokenizer),
+    ):
+        assert symmetry.vocab_size == 8 and symmetry.generators == (((1, 7),),)
+    with pytest.raises(ValueError, match="`vocab_size` or `tokenizer` must be given"):
+        TokenSymmetry.from_dict(written | {"generators": [[[1, 7]]]})
+
+
+def test_the_first_token_is_a_word_behind_a_space_too():
+    """Its id is 0, which is no absence."""
+    spaced = word_tokenizer([" cat", "<s>"])
+    spaced.backend_tokenizer.model = models.WordLevel({" cat": 0, "<s>": 1}, unk_token="<s>")
+    spaced.unk_token = spaced.bos_token = "<s>"
+    with pytest.raises(ValueError, match="' cat' is one, as words behind a space are"):
+        TokenSymmetry.named("cyclic", [["cat", "dog"]], tokenizer=spaced)
